@@ -1,0 +1,15 @@
+//! The vocabulary that every other module speaks. Plain values, no I/O.
+
+pub mod addr;
+pub mod cause;
+pub mod connection;
+pub mod pod;
+pub mod spiffe;
+pub mod workload;
+
+pub use addr::{AppAddr, ClientAddr, NetnsCookie, NextHop, OriginalDst};
+pub use cause::Cause;
+pub use connection::{ConnectionId, Direction};
+pub use pod::{LocalPod, PodUid};
+pub use spiffe::{SpiffeId, TrustDomain};
+pub use workload::{Service, Workload};

@@ -1,0 +1,121 @@
+//! Workloads and services of the whole mesh, with the fields of Istio's `workload.proto`, whichever
+//! source they come from.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use serde::Serialize;
+
+use super::SpiffeId;
+
+/// One pod (or machine, or external endpoint) of the mesh's world, meshed or not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Workload {
+    /// Globally unique: `cluster//Pod/namespace/name` for pods.
+    pub uid: Arc<str>,
+    pub name: Arc<str>,
+    pub namespace: Arc<str>,
+    pub identity: SpiffeId,
+    pub addresses: Vec<IpAddr>,
+    /// Which network the addresses belong to; empty is our own.
+    pub network: Arc<str>,
+    pub protocol: TunnelProtocol,
+    pub network_mode: NetworkMode,
+    pub node: Arc<str>,
+    pub cluster: Arc<str>,
+    pub canonical_name: Arc<str>,
+    pub canonical_revision: Arc<str>,
+    pub workload_type: WorkloadType,
+    /// The name of the Deployment, Job … that made it.
+    pub workload_name: Arc<str>,
+    pub locality: Locality,
+    pub health: Health,
+    /// Relative weight among a service's endpoints; 1 when not given, 0 takes nothing.
+    pub capacity: u32,
+    /// `namespace/hostname` of each service it is an endpoint of → service port to target port.
+    pub services: BTreeMap<Arc<str>, Vec<PortMapping>>,
+    /// `namespace/name` of policies attached by selector. One that is not (yet) known denies.
+    pub policies: Vec<Arc<str>>,
+}
+
+/// How to reach a workload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+pub enum TunnelProtocol {
+    /// Plain TCP: it is not of the mesh.
+    #[serde(rename = "NONE")]
+    None,
+    #[serde(rename = "HBONE")]
+    Hbone,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum NetworkMode {
+    Standard,
+    /// Shares its node's addresses, so it can never be found by address.
+    HostNetwork,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum WorkloadType {
+    Deployment,
+    Cronjob,
+    Pod,
+    Job,
+}
+
+impl WorkloadType {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Deployment => "deployment",
+            Self::Cronjob => "cronjob",
+            Self::Pod => "pod",
+            Self::Job => "job",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Health {
+    Healthy,
+    Unhealthy,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+pub struct Locality {
+    pub region: Arc<str>,
+    pub zone: Arc<str>,
+    pub subzone: Arc<str>,
+}
+
+/// `target_port` 0 means that the endpoint's own mapping decides (a named port).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct PortMapping {
+    pub service_port: u16,
+    pub target_port: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Service {
+    pub name: Arc<str>,
+    pub namespace: Arc<str>,
+    pub hostname: Arc<str>,
+    /// Virtual addresses; a headless service has none. Usually /32 or /128.
+    pub vips: Vec<IpNet>,
+    pub ports: Vec<PortMapping>,
+    /// Identities that endpoints may prove besides their own workload's.
+    pub subject_alt_names: Vec<SpiffeId>,
+    /// Send to unhealthy endpoints too (`publishNotReadyAddresses`).
+    pub allow_unhealthy: bool,
+}
+
+impl Service {
+    /// `namespace/hostname`, the key that workloads refer to it by.
+    pub fn key(&self) -> String {
+        format!("{}/{}", self.namespace, self.hostname)
+    }
+}
