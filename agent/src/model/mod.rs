@@ -4,6 +4,7 @@ pub mod addr;
 pub mod cause;
 pub mod connection;
 pub mod pod;
+pub mod ports;
 pub mod spiffe;
 pub mod workload;
 
