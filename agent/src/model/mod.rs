@@ -3,6 +3,7 @@
 pub mod addr;
 pub mod cause;
 pub mod connection;
+pub mod inbound;
 pub mod pod;
 pub mod ports;
 pub mod spiffe;
@@ -11,6 +12,7 @@ pub mod workload;
 pub use addr::{AppAddr, ClientAddr, NetnsCookie, NextHop, OriginalDst};
 pub use cause::Cause;
 pub use connection::{ConnectionId, Direction};
+pub use inbound::{InboundAction, InboundPlan};
 pub use pod::{LocalPod, PodUid};
 pub use spiffe::{SpiffeId, TrustDomain};
 pub use workload::{Service, Workload};

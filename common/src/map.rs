@@ -1,0 +1,150 @@
+//! Keys and values of the maps, in the order in which a connection meets them.
+
+use crate::{Addr16, crosses};
+
+/// One enrolled pod. Key: the cookie of its network namespace (`u64`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PodRow {
+    /// See [`capture`].
+    pub capture: u8,
+    /// What happens to an inbound connection whose port has no row of its own: see [`inbound`].
+    pub inbound_default: u8,
+    /// The agent's port for tunnels: what comes to it from outside goes to the agent's listener.
+    pub hbone_port: u16,
+    /// The agent's other ports in this namespace, for which others may not bind; 0 is none.
+    pub guarded_ports: [u16; 2],
+    /// What a captured socket's mark becomes within `mark_mask`.
+    pub mark: u32,
+    pub mark_mask: u32,
+}
+
+crosses!(PodRow, size 16, align 4, capture at 0, inbound_default at 1, hbone_port at 2,
+    guarded_ports at 4, mark at 8, mark_mask at 12);
+
+/// How a pod's outgoing connections are captured.
+pub mod capture {
+    /// Not at all: only what comes in is judged.
+    pub const NONE: u8 = 0;
+    /// By a mark, a rule and a local route: the connection keeps its true addresses.
+    pub const MARK: u8 = 1;
+    /// By a loopback address of its own for each connection, where a namespace cannot have the rule.
+    pub const LOOPBACK: u8 = 2;
+}
+
+/// "This address is this pod's own." The value (`u8`) is 1.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct OwnAddressKey {
+    pub netns: u64,
+    pub address: Addr16,
+}
+
+crosses!(OwnAddressKey, size 24, align 8, netns at 0, address at 8);
+
+/// What is known of a destination address (a `u8`).
+pub mod destination {
+    /// Not the mesh's: the connection is left alone.
+    pub const LEAVE: u8 = 1;
+    /// The mesh's: the agent takes it.
+    pub const CAPTURE: u8 = 2;
+}
+
+/// Which of the agent's listeners in which namespace.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ListenerKey {
+    pub netns: u64,
+    /// See [`listener`].
+    pub kind: u32,
+    /// 4 or 6: a listener of one family cannot be given a packet of the other.
+    pub family: u32,
+}
+
+crosses!(ListenerKey, size 16, align 8, netns at 0, kind at 8, family at 12);
+
+/// The agent's listeners in a pod's namespace.
+pub mod listener {
+    /// Takes captured connections of the pod.
+    pub const OUTBOUND: u32 = 1;
+    /// Takes plaintext that arrives from outside and must be judged.
+    pub const PLAINTEXT: u32 = 2;
+    /// Takes tunnels.
+    pub const HBONE: u32 = 3;
+}
+
+/// An inbound port that has a rule of its own. The value (`u8`) is one of [`inbound`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct InboundKey {
+    pub netns: u64,
+    pub port: u16,
+    pub pad: [u8; 6],
+}
+
+crosses!(InboundKey, size 16, align 8, netns at 0, port at 8, pad at 10);
+
+impl InboundKey {
+    pub const fn new(netns: u64, port: u16) -> Self {
+        Self { netns, port, pad: [0; 6] }
+    }
+}
+
+/// What happens to a plaintext connection from outside.
+pub mod inbound {
+    pub const DROP: u8 = 0;
+    pub const PASS: u8 = 1;
+    pub const STEER: u8 = 2;
+}
+
+/// Whose a socket is (`u32`, in storage that only the agent writes).
+pub mod own_socket {
+    pub const AGENT: u32 = 1;
+}
+
+/// What a captured socket remembers, in its storage. Whoever has it may leave by lo only.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Captured {
+    /// The namespace in which it was captured.
+    pub netns: u64,
+    /// Where the application dialled to.
+    pub address: Addr16,
+    /// Host byte order.
+    pub port: u16,
+    /// See [`capture`].
+    pub mode: u8,
+    /// 4 or 6: the family the application dialled in, for [`capture::LOOPBACK`].
+    pub family: u8,
+    /// Counts this socket's captured dials: the next one gets another loopback port, so that two
+    /// destinations of one socket are never mistaken for each other.
+    pub dials: u32,
+    /// The loopback address and port the connection was sent to; zero unless [`capture::LOOPBACK`].
+    pub loopback: Addr16,
+    pub loopback_port: u16,
+    pub pad: [u8; 2],
+    /// The mask in which the socket's mark was changed, to undo it.
+    pub mark_mask: u32,
+}
+
+crosses!(Captured, size 56, align 8, netns at 0, address at 8, port at 24, mode at 26, family at 27,
+    dials at 28, loopback at 32, loopback_port at 48, pad at 50, mark_mask at 52);
+
+/// What a counted flow remembers, in its socket's storage.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowState {
+    pub netns: u64,
+    /// `CLOCK_MONOTONIC`, nanoseconds.
+    pub started: u64,
+    /// `bytes_received` when the own FIN was acknowledged.
+    pub received_at_fin: u64,
+    /// See [`crate::flow_direction`].
+    pub direction: u8,
+    /// 1 once the peer's FIN was seen.
+    pub peer_fin: u8,
+    pub pad: [u8; 6],
+}
+
+crosses!(FlowState, size 32, align 8, netns at 0, started at 8, received_at_fin at 16,
+    direction at 24, peer_fin at 25, pad at 26);
