@@ -1,0 +1,105 @@
+//! rustls configurations for both ends of an HBONE tunnel.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use rustls::client::Resumption;
+use rustls::server::NoServerSessionStorage;
+use rustls::sign::SingleCertAndKey;
+use rustls::version::TLS13;
+use rustls::{ClientConfig, CommonState, ServerConfig};
+
+use super::verify::{Accept, Verifier};
+use super::{Certificate, TlsError, TrustBundles, peer_identity, provider};
+use crate::model::{SpiffeId, TrustDomain};
+
+/// The only protocol inside a tunnel, in both directions.
+const ALPN: &[u8] = b"h2";
+
+/// For dialling somebody who must prove one of `expected`; none at all is an error, as it can only fail.
+///
+/// Whoever dials often with one certificate keeps a [`ClientTemplate`] instead.
+pub fn client_config(
+    certificate: &Certificate,
+    bundles: &TrustBundles,
+    expected: &[SpiffeId],
+) -> Result<Arc<ClientConfig>, TlsError> {
+    ClientTemplate::new(certificate, bundles)?.expecting(expected)
+}
+
+/// For accepting clients of our own trust domain, as Istio's peers do. Policy judges them afterwards.
+pub fn server_config(
+    certificate: &Certificate,
+    bundles: &TrustBundles,
+) -> Result<Arc<ServerConfig>, TlsError> {
+    let own = certificate.identity().trust_domain().clone();
+    server_config_accepting(certificate, bundles, BTreeSet::from([own]))
+}
+
+/// As [`server_config`], for clients of any of the trust domains in `accepted` (federation).
+pub fn server_config_accepting(
+    certificate: &Certificate,
+    bundles: &TrustBundles,
+    accepted: BTreeSet<TrustDomain>,
+) -> Result<Arc<ServerConfig>, TlsError> {
+    let verifier = Verifier::new(bundles.clone(), Accept::TrustDomains(accepted));
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])
+        .map_err(|e| TlsError::Configuration(e.to_string()))?
+        .with_client_cert_verifier(Arc::new(verifier))
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(certificate.certified_key())));
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    // A resumed session would outlive the certificate that it was proven with.
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    Ok(Arc::new(config))
+}
+
+/// Everything of a client's configuration but whom it expects: what is dear to make is made once per
+/// certificate, and each tunnel pays for a shallow copy.
+#[derive(Clone, Debug)]
+pub struct ClientTemplate {
+    config: ClientConfig,
+    bundles: TrustBundles,
+}
+
+impl ClientTemplate {
+    pub fn new(certificate: &Certificate, bundles: &TrustBundles) -> Result<Self, TlsError> {
+        let nobody = Verifier::new(bundles.clone(), Accept::Identities(Vec::new()));
+        let mut config = ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&TLS13])
+            .map_err(|e| TlsError::Configuration(e.to_string()))?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(nobody))
+            .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certificate.certified_key())));
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.enable_sni = false;
+        config.resumption = Resumption::disabled();
+        Ok(Self { config, bundles: bundles.clone() })
+    }
+
+    /// For dialling somebody who must prove one of `expected`.
+    pub fn expecting(&self, expected: &[SpiffeId]) -> Result<Arc<ClientConfig>, TlsError> {
+        if expected.is_empty() {
+            return Err(TlsError::NothingExpected);
+        }
+        let verifier = Verifier::new(self.bundles.clone(), Accept::Identities(expected.to_vec()));
+        let mut config = self.config.clone();
+        config.dangerous().set_certificate_verifier(Arc::new(verifier));
+        Ok(Arc::new(config))
+    }
+}
+
+/// After a handshake with one of our configurations: who the peer proved to be.
+///
+/// Also fails if ALPN did not settle on h2: rustls lets a peer that sends no ALPN pass.
+pub fn peer_of(connection: &CommonState) -> Result<SpiffeId, TlsError> {
+    match connection.alpn_protocol() {
+        Some(ALPN) => {}
+        other => {
+            let found = other.map_or("none".into(), |p| format!("{:?}", String::from_utf8_lossy(p)));
+            return Err(TlsError::Alpn { found });
+        }
+    }
+    peer_identity(connection.peer_certificates().ok_or(TlsError::NoCertificate)?)
+}

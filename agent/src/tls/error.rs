@@ -1,0 +1,153 @@
+//! Why a certificate or a handshake was refused, and how to find that out from an I/O error.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use rustls::{CertificateError, OtherError};
+use rustls_pki_types::UnixTime;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::model::spiffe::SpiffeError;
+use crate::model::{Cause, SpiffeId, TrustDomain};
+
+/// Each variant is one broken rule. What the peer sent is quoted, escaped and shortened.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum TlsError {
+    // The peer's certificate, or one that an issuer gave us.
+    #[error("no certificate was presented: mutual TLS needs one; see what the peer's issuer says")]
+    NoCertificate,
+    #[error("the certificate does not parse as X.509 v3 ({0}): it was damaged, or is not a certificate")]
+    Malformed(String),
+    #[error(
+        "an X.509-SVID has exactly one URI SAN, this leaf has {count}: {shown}: issue it with its SPIFFE id as the only URI"
+    )]
+    UriSans { count: usize, shown: String },
+    #[error(
+        "the URI SAN {uri:?} is not a workload's SPIFFE id ({source}): correct what the issuer was asked for"
+    )]
+    SpiffeId { uri: String, source: SpiffeError },
+    #[error("{identity} presented a CA certificate as its own: a leaf must say CA:FALSE")]
+    CaAsLeaf { identity: SpiffeId },
+    #[error(
+        "the leaf of {identity} has key usage {found}: an SVID needs digitalSignature and may not have keyCertSign or cRLSign"
+    )]
+    KeyUsage { identity: SpiffeId, found: String },
+    #[error(
+        "the leaf of {identity} has extended key usage {found}: an SVID that has any needs both serverAuth and clientAuth"
+    )]
+    ExtendedKeyUsage { identity: SpiffeId, found: String },
+    #[error("the certificate of {identity}, or one above it, expired at {} (it is {} here): see why its issuer does not renew it, and compare the clocks", utc(*.not_after), utc(*.now))]
+    Expired { identity: SpiffeId, not_after: UnixTime, now: UnixTime },
+    #[error("the certificate of {identity}, or one above it, is valid only from {} (it is {} here): compare the clocks of the nodes and the issuer", utc(*.not_before), utc(*.now))]
+    NotYetValid { identity: SpiffeId, not_before: UnixTime, now: UnixTime },
+    #[error("{identity} does not chain to a root of trust domain {} ({why}): its issuer hangs under another root, or our bundle is old", .identity.trust_domain())]
+    Chain { identity: SpiffeId, why: String },
+
+    // A certificate in order, of somebody else than we accept.
+    #[error(
+        "no roots are held for the trust domain that {identity} claims: if it is to be trusted, configure its bundle"
+    )]
+    UnknownTrustDomain { identity: SpiffeId },
+    #[error("{identity} is of a trust domain that is not accepted here (accepted: {accepted})")]
+    ForeignTrustDomain { identity: SpiffeId, accepted: String },
+    #[error(
+        "the peer proved {identity}, but expected was {expected}: the address may belong to another pod by now, or the service lacks this subject alternative name"
+    )]
+    UnexpectedIdentity { identity: SpiffeId, expected: String },
+    #[error(
+        "no identity is expected of the peer, so nobody can prove to be it: the workload's identity is missing from discovery"
+    )]
+    NothingExpected,
+
+    // Our own side.
+    #[error("a root for trust domain {domain} is unusable ({why}): give X.509 v3 certificates with CA:TRUE")]
+    Root { domain: TrustDomain, why: String },
+    #[error(
+        "the private key does not fit the certificate of {identity}, or cannot be loaded ({why}): ask the issuer again"
+    )]
+    Key { identity: SpiffeId, why: String },
+    #[error("rustls refused the configuration ({0}): this is a defect of the agent, report it")]
+    Configuration(String),
+    #[error("the peer negotiated ALPN {found}, HBONE is \"h2\": it is no HBONE peer")]
+    Alpn { found: String },
+}
+
+impl TlsError {
+    /// Whether the certificate may be sound but belongs to somebody we do not accept.
+    pub fn is_wrong_identity(&self) -> bool {
+        matches!(
+            self,
+            Self::UnknownTrustDomain { .. }
+                | Self::ForeignTrustDomain { .. }
+                | Self::UnexpectedIdentity { .. }
+                | Self::NothingExpected
+        )
+    }
+
+    /// The word for the access log.
+    pub fn cause(&self) -> Cause {
+        if self.is_wrong_identity() { Cause::WrongIdentity } else { Cause::TlsFailed }
+    }
+}
+
+/// What to record for a handshake that ended with `error`: [`Cause::WrongIdentity`] when the peer is
+/// somebody else than we accept, [`Cause::TlsFailed`] for everything else.
+///
+/// A peer that refuses *us* says so with an alert that does not tell why, so that is `TlsFailed`.
+pub fn cause_of(error: &io::Error) -> Cause {
+    match error.get_ref() {
+        Some(inner) => match (inner.downcast_ref::<rustls::Error>(), inner.downcast_ref::<TlsError>()) {
+            (Some(e), _) => cause_of_tls(e),
+            (_, Some(e)) => e.cause(),
+            _ => Cause::TlsFailed,
+        },
+        None => Cause::TlsFailed,
+    }
+}
+
+/// [`cause_of`] for an error that rustls gave directly.
+pub fn cause_of_tls(error: &rustls::Error) -> Cause {
+    our_error(error).map_or(Cause::TlsFailed, TlsError::cause)
+}
+
+fn our_error(error: &rustls::Error) -> Option<&TlsError> {
+    match error {
+        rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(inner)))
+        | rustls::Error::Other(OtherError(inner)) => inner.downcast_ref(),
+        _ => None,
+    }
+}
+
+impl From<TlsError> for rustls::Error {
+    // `Other` costs the peer a more telling alert than certificate_unknown, but it is the only variant
+    // that carries our own error to whoever writes the access log.
+    fn from(error: TlsError) -> Self {
+        Self::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(error))))
+    }
+}
+
+impl From<TlsError> for io::Error {
+    fn from(error: TlsError) -> Self {
+        Self::new(io::ErrorKind::InvalidData, error)
+    }
+}
+
+/// What a peer sent, fit for a log line: at most 256 bytes of it.
+pub(super) fn shorten(s: &str) -> String {
+    const MOST: usize = 256;
+    if s.len() <= MOST {
+        return s.to_owned();
+    }
+    let end = (0..=MOST).rev().find(|&i| s.is_char_boundary(i)).unwrap_or(0);
+    format!("{}… ({} bytes)", &s[..end], s.len())
+}
+
+fn utc(t: UnixTime) -> String {
+    i64::try_from(t.as_secs())
+        .ok()
+        .and_then(|s| OffsetDateTime::from_unix_timestamp(s).ok())
+        .and_then(|t| t.format(&Rfc3339).ok())
+        .unwrap_or_else(|| format!("{:?}", UNIX_EPOCH + Duration::from_secs(t.as_secs().min(1 << 40))))
+}

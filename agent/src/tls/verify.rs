@@ -1,0 +1,245 @@
+//! Whether to believe the peer: one function for both ends, and its two faces towards rustls.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{DigitallySignedStruct, DistinguishedName, Error, PeerIncompatible, SignatureScheme};
+use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
+use webpki::{
+    EndEntityCert, ExtendedKeyUsageValidator, KeyPurposeIdIter, KeyUsage, RequiredEkuNotFoundContext,
+    VerifiedPath,
+};
+
+use super::bundle::Root;
+use super::svid::{self, Svid};
+use super::{TlsError, TrustBundles, provider};
+use crate::model::{SpiffeId, TrustDomain};
+
+/// Who may be at the other end, once it has proven who it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Accept {
+    /// One of these; an empty list accepts nobody. How a client knows its server.
+    Identities(Vec<SpiffeId>),
+    /// Anybody of these trust domains. How a server lets clients in, before policy looks at them.
+    TrustDomains(BTreeSet<TrustDomain>),
+}
+
+/// Verifies that `chain` (leaf first, as the peer sent it) is an X.509-SVID that is valid at `now`,
+/// chains to a root of the trust domain it claims, and names somebody who is accepted. Returns who.
+///
+/// Roots that are themselves out of date do not count; webpki would let them (RFC 5280 leaves a trust
+/// anchor's validity to the user).
+pub fn verify_chain(
+    chain: &[CertificateDer<'_>],
+    bundles: &TrustBundles,
+    accept: &Accept,
+    now: SystemTime,
+) -> Result<SpiffeId, TlsError> {
+    let (leaf, above) = chain.split_first().ok_or(TlsError::NoCertificate)?;
+    let since = now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    verify(leaf, above, bundles, accept, UnixTime::since_unix_epoch(since))
+}
+
+fn verify(
+    leaf: &CertificateDer<'_>,
+    above: &[CertificateDer<'_>],
+    bundles: &TrustBundles,
+    accept: &Accept,
+    now: UnixTime,
+) -> Result<SpiffeId, TlsError> {
+    let identity = Svid::read(leaf)?.identity;
+    let roots = bundles.of(identity.trust_domain());
+    if roots.is_empty() {
+        return Err(TlsError::UnknownTrustDomain { identity });
+    }
+    check_path(leaf, above, roots, now, &identity)?;
+    accept.check(identity)
+}
+
+fn check_path(
+    leaf: &CertificateDer<'_>,
+    above: &[CertificateDer<'_>],
+    roots: &[Root],
+    now: UnixTime,
+    identity: &SpiffeId,
+) -> Result<(), TlsError> {
+    let broken = |why: String| TlsError::Chain { identity: identity.clone(), why };
+    let at = UNIX_EPOCH + Duration::from_secs(now.as_secs());
+    let anchors: Vec<TrustAnchor<'_>> =
+        roots.iter().filter(|r| r.is_valid_at(at)).map(|r| r.anchor.clone()).collect();
+    if anchors.is_empty() {
+        return Err(broken("every root that is held for it has expired, or is not valid yet".into()));
+    }
+    let leaf = EndEntityCert::try_from(leaf).map_err(|e| TlsError::Malformed(e.to_string()))?;
+    leaf.verify_for_usage(
+        provider().signature_verification_algorithms.all,
+        &anchors,
+        above,
+        now,
+        BothWays,
+        None,
+        Some(&issuers_may_sign),
+    )
+    .map_err(|e| match e {
+        webpki::Error::CertExpired { time, not_after } => {
+            TlsError::Expired { identity: identity.clone(), not_after, now: time }
+        }
+        webpki::Error::CertNotValidYet { time, not_before } => {
+            TlsError::NotYetValid { identity: identity.clone(), not_before, now: time }
+        }
+        other => broken(other.to_string()),
+    })?;
+    Ok(())
+}
+
+/// webpki takes CA:TRUE for leave to sign and does not look at key usage; X509-SVID asks for keyCertSign.
+fn issuers_may_sign(path: &VerifiedPath<'_>) -> Result<(), webpki::Error> {
+    for issuer in path.intermediate_certificates() {
+        let der = issuer.der();
+        let parsed = svid::parse(&der).map_err(|_| webpki::Error::BadDer)?;
+        if !svid::may_sign(&parsed).map_err(|_| webpki::Error::BadDer)? {
+            return Err(webpki::Error::EndEntityUsedAsCa);
+        }
+    }
+    Ok(())
+}
+
+/// `svid.rs` judges the leaf's extended key usage, for both directions at once. Those above it may
+/// restrict theirs only to what still allows both.
+struct BothWays;
+
+impl ExtendedKeyUsageValidator for BothWays {
+    fn validate(&self, ids: KeyPurposeIdIter<'_, '_>) -> Result<(), webpki::Error> {
+        let present = ids.map(|id| Ok(id?.to_decoded_oid())).collect::<Result<Vec<_>, webpki::Error>>()?;
+        let has = |wanted: &[usize]| present.iter().any(|id| id == wanted);
+        if present.is_empty() || has(ANY_USAGE) {
+            return Ok(());
+        }
+        let required = match (has(KeyUsage::SERVER_AUTH_REPR), has(KeyUsage::CLIENT_AUTH_REPR)) {
+            (true, true) => return Ok(()),
+            (true, false) => KeyUsage::client_auth(),
+            (false, _) => KeyUsage::server_auth(),
+        };
+        let missing = RequiredEkuNotFoundContext { required, present };
+        Err(webpki::Error::RequiredEkuNotFoundContext(missing))
+    }
+}
+
+const ANY_USAGE: &[usize] = &[2, 5, 29, 37, 0];
+
+impl Accept {
+    fn check(&self, identity: SpiffeId) -> Result<SpiffeId, TlsError> {
+        match self {
+            Self::Identities(expected) if expected.is_empty() => Err(TlsError::NothingExpected),
+            Self::Identities(expected) if expected.contains(&identity) => Ok(identity),
+            Self::Identities(expected) => {
+                Err(TlsError::UnexpectedIdentity { identity, expected: list(expected) })
+            }
+            Self::TrustDomains(accepted) if accepted.contains(identity.trust_domain()) => Ok(identity),
+            Self::TrustDomains(accepted) => {
+                Err(TlsError::ForeignTrustDomain { identity, accepted: list(accepted) })
+            }
+        }
+    }
+}
+
+fn list<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
+    let items: Vec<String> = items.into_iter().map(|i| i.to_string()).collect();
+    super::error::shorten(&items.join(", "))
+}
+
+/// Stands in both configurations; which trait rustls calls it by says which end we are.
+#[derive(Debug)]
+pub(super) struct Verifier {
+    bundles: TrustBundles,
+    accept: Accept,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl Verifier {
+    pub(super) fn new(bundles: TrustBundles, accept: Accept) -> Self {
+        Self { bundles, accept, algorithms: provider().signature_verification_algorithms }
+    }
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        above: &[CertificateDer<'_>],
+        _name: &ServerName<'_>,
+        _ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        verify(leaf, above, &self.bundles, &self.accept, now)?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(PeerIncompatible::Tls12NotOffered.into())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+impl ClientCertVerifier for Verifier {
+    fn client_auth_mandatory(&self) -> bool {
+        true
+    }
+
+    /// None: peers have one certificate each and send it whatever the hint.
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        above: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        verify(leaf, above, &self.bundles, &self.accept, now)?;
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(PeerIncompatible::Tls12NotOffered.into())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
