@@ -1,1 +1,21 @@
+//! Simulated nodes on one machine: network namespaces for nodes and pods, real agents in them, small
+//! workloads, packet capture, and the adversaries that the stories in `tests/tests` need.
+//!
+//! A story makes a [`Topology`], starts an [`agent::Agent`] on each node, and uses the workloads of
+//! [`work`] inside the pods. Everything is removed on drop; what a killed process left is swept by the
+//! next one ([`sweep`]). Outside this crate only `ip` of iproute2 is used.
 
+pub mod binary;
+pub mod capture;
+pub mod netns;
+pub mod packet;
+pub mod root;
+pub mod stories;
+pub mod sweep;
+pub mod topology;
+pub mod wait;
+pub mod work;
+
+pub use netns::Netns;
+pub use topology::{Node, Pod, Topology};
+pub use work::Server;

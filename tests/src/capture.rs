@@ -1,0 +1,168 @@
+//! A packet capture in memory: what was on an interface while something happened.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::sys::socket::{
+    AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType, recvfrom, setsockopt, socket, sockopt,
+};
+use nix::sys::time::{TimeVal, TimeValLike};
+
+use crate::netns::Netns;
+use crate::packet::{self, Segment};
+use crate::wait;
+
+/// A running capture; dropping it ends it.
+#[derive(Debug)]
+pub struct Capture {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    stop: AtomicBool,
+    kept: Mutex<Kept>,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    segments: Vec<Segment>,
+    bytes: usize,
+    overflow: bool,
+}
+
+/// What is kept at most; a capture that met more refuses to answer.
+const LIMIT: usize = 256 << 20;
+
+impl Capture {
+    /// Captures the TCP segments of both directions on `interface` inside `ns`, from now on.
+    pub fn start(ns: &Netns, interface: &str) -> Result<Self> {
+        let shared = Arc::new(Shared::default());
+        let (started, ready) = mpsc::channel();
+        let (name, theirs) = (interface.to_owned(), shared.clone());
+        let thread = ns.spawn(move || match open(&name) {
+            Ok((fd, index)) => {
+                let _ = started.send(Ok(()));
+                collect(&fd, index, &theirs);
+            }
+            Err(e) => drop(started.send(Err(e))),
+        });
+        ready.recv().context("the capture's thread died")??;
+        Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// Everything that was captured so far.
+    pub fn segments(&self) -> Result<Vec<Segment>> {
+        let kept = self.shared.kept.lock().unwrap_or_else(|p| p.into_inner());
+        if kept.overflow {
+            bail!("the capture met more than {LIMIT} bytes and is not complete");
+        }
+        Ok(kept.segments.clone())
+    }
+
+    /// Waits for a segment that was to be seen.
+    pub fn wait_for(&self, what: &str, mut is_it: impl FnMut(&Segment) -> bool) -> Result<Segment> {
+        wait::until(wait::PATIENCE, &format!("a packet was seen: {what}"), || {
+            self.segments().ok()?.into_iter().find(&mut is_it)
+        })
+    }
+
+    /// Segments that have this port at either end.
+    pub fn count_on(&self, port: u16) -> Result<usize> {
+        Ok(self.segments()?.iter().filter(|s| s.on_port(port)).count())
+    }
+
+    /// Whether the bytes travelled in any one direction of any connection, also across segments.
+    pub fn shows(&self, marker: &[u8]) -> Result<bool> {
+        let segments = self.segments()?;
+        Ok(streams(&segments).values().any(|s| contains(s, marker)))
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn open(interface: &str) -> Result<(OwnedFd, usize)> {
+    let index =
+        nix::net::if_::if_nametoindex(interface).with_context(|| format!("no interface {interface}"))?;
+    let fd = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll)
+        .context("opening a packet socket")?;
+    setsockopt(&fd, sockopt::RcvBufForce, &(64 << 20)).context("SO_RCVBUFFORCE on a packet socket")?;
+    setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::milliseconds(50)).context("SO_RCVTIMEO")?;
+    Ok((fd, index as usize))
+}
+
+/// The socket is not bound to the interface, so it sees all of the namespace and picks by index.
+fn collect(fd: &OwnedFd, index: usize, shared: &Shared) {
+    let mut buffer = vec![0; 1 << 17];
+    loop {
+        match recvfrom::<LinkAddr>(fd.as_raw_fd(), &mut buffer) {
+            Ok((n, Some(from))) if from.ifindex() == index => keep(&buffer[..n], shared),
+            Ok(_) => {}
+            // Only an empty queue ends a capture: what was on the wire before the end is looked at.
+            Err(nix::Error::EAGAIN) if shared.stop.load(Ordering::Relaxed) => return,
+            Err(nix::Error::EAGAIN | nix::Error::EINTR | nix::Error::ENETDOWN) => {}
+            Err(_) => return,
+        }
+    }
+}
+
+fn keep(frame: &[u8], shared: &Shared) {
+    let Some(segment) = packet::parse(frame) else { return };
+    let mut kept = shared.kept.lock().unwrap_or_else(|p| p.into_inner());
+    kept.bytes += size_of::<Segment>() + segment.payload.len();
+    if kept.bytes > LIMIT {
+        kept.overflow = true;
+        kept.segments.clear();
+    }
+    if !kept.overflow {
+        kept.segments.push(segment);
+    }
+}
+
+/// Payload by direction of a connection, in order of sequence numbers, retransmissions once.
+fn streams(segments: &[Segment]) -> BTreeMap<(SocketAddr, SocketAddr), Vec<u8>> {
+    let mut by_flow: BTreeMap<_, Vec<&Segment>> = BTreeMap::new();
+    for s in segments.iter().filter(|s| !s.payload.is_empty()) {
+        by_flow.entry((s.from, s.to)).or_default().push(s);
+    }
+    by_flow
+        .into_iter()
+        .map(|(flow, mut parts)| {
+            let base = parts[0].seq;
+            parts.sort_by_key(|s| s.seq.wrapping_sub(base) as i32);
+            parts.dedup_by_key(|s| s.seq);
+            (flow, parts.iter().flat_map(|s| s.payload.iter().copied()).collect())
+        })
+        .collect()
+}
+
+fn contains(haystack: &[u8], needle: &[u8]) -> bool {
+    haystack.windows(needle.len()).any(|w| w == needle)
+}
+
+/// Gives packets that are on their way the time to be read by a capture: waits until nothing new was seen
+/// for a while.
+pub fn settle(capture: &Capture) -> Result<()> {
+    let mut last = usize::MAX;
+    wait::until_true(Duration::from_secs(5), "the interface is quiet", || {
+        let now = capture.segments().map_or(0, |s| s.len());
+        let quiet = now == last;
+        last = now;
+        std::thread::sleep(Duration::from_millis(60));
+        quiet
+    })
+}

@@ -1,0 +1,115 @@
+//! Removing what a topology made: its agents, its kernel programs, its namespaces, its folder.
+//!
+//! Everything is found by the prefix that names it, never by memory, so that one function serves an
+//! orderly end, a panic, Ctrl-C, and what a killed process left behind.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Once;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::netns::ip;
+use crate::wait;
+
+/// Where the things of one topology lie.
+pub fn folder(prefix: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("underpass-{prefix}"))
+}
+
+/// Removes everything that is named `<prefix>…`. Says on standard error what it could not remove.
+pub fn remove(prefix: &str) {
+    let dir = folder(prefix);
+    for file in files_ending(&dir, ".pid") {
+        kill_recorded(&file);
+    }
+    for config in files_ending(&dir, ".agent.yaml") {
+        uninstall(&config);
+    }
+    let batch: String = namespaces()
+        .into_iter()
+        .filter(|name| name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('-')))
+        .map(|name| format!("netns del {name}\n"))
+        .collect();
+    if !batch.is_empty()
+        && let Err(e) = ip("-force -batch -", &batch)
+    {
+        eprintln!("cleaning up: {e:#}");
+    }
+    let _ = std::fs::remove_dir_all(&dir);
+}
+
+/// Removes, once per process, what processes that are no more left behind.
+pub fn leftovers() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let folders = files_ending(&std::env::temp_dir(), "");
+        let folders = folders.iter().filter_map(|p| p.file_name()?.to_str()?.strip_prefix("underpass-"));
+        let names = namespaces();
+        let mut prefixes: Vec<&str> =
+            folders.chain(names.iter().map(String::as_str)).filter_map(prefix_of_the_dead).collect();
+        prefixes.sort_unstable();
+        prefixes.dedup();
+        for prefix in prefixes {
+            eprintln!("removing what a killed run left: {prefix}");
+            remove(prefix);
+        }
+    });
+}
+
+/// `up<pid>-<n>` of a name that begins so, if no such process lives.
+fn prefix_of_the_dead(name: &str) -> Option<&str> {
+    let rest = name.strip_prefix("up")?;
+    let (pid, rest) = rest.split_once('-')?;
+    let pid: i32 = pid.parse().ok()?;
+    let number = rest.split('-').next()?;
+    number.parse::<u32>().ok()?;
+    let alive = Path::new(&format!("/proc/{pid}")).exists();
+    (!alive).then(|| &name[..name.len() - rest.len() + number.len()])
+}
+
+/// Kills the process whose id is in the file if it is still the one that was started: the file's second
+/// line is the start of its command line, since ids are used again.
+fn kill_recorded(file: &Path) {
+    let Ok(text) = std::fs::read_to_string(file) else { return };
+    let mut lines = text.lines();
+    let (Some(pid), Some(config)) = (lines.next().and_then(|l| l.parse::<i32>().ok()), lines.next()) else {
+        return;
+    };
+    let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    if !String::from_utf8_lossy(&command).contains(config) {
+        return;
+    }
+    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    let gone = || {
+        // A zombie of our own is as good as gone; its parent reaps it.
+        std::fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |s| s.contains(") Z "))
+    };
+    if let Err(e) = wait::until_true(Duration::from_secs(10), "the killed agent is gone", gone) {
+        eprintln!("cleaning up: {e:#}");
+    }
+    let _ = std::fs::remove_file(file);
+}
+
+fn uninstall(config: &Path) {
+    let Ok(binary) = crate::binary::agent() else { return };
+    let output =
+        Command::new(binary).args(["uninstall", "--config"]).arg(config).stdin(Stdio::null()).output();
+    match output {
+        Ok(o) if o.status.success() => {}
+        Ok(o) => eprintln!("cleaning up: underpass uninstall: {}", String::from_utf8_lossy(&o.stderr).trim()),
+        Err(e) => eprintln!("cleaning up: starting underpass uninstall: {e}"),
+    }
+}
+
+fn namespaces() -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir("/run/netns") else { return vec![] };
+    entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect()
+}
+
+fn files_ending(dir: &Path, end: &str) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(dir) else { return vec![] };
+    entries.flatten().map(|e| e.path()).filter(|p| p.to_string_lossy().ends_with(end)).collect()
+}

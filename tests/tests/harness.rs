@@ -1,0 +1,137 @@
+//! The harness itself: a check that cannot fail proves nothing, so each instrument is first seen to show
+//! what it is there to show, without any agent.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use underpass_tests::capture::{Capture, settle};
+use underpass_tests::stories::{self, World};
+use underpass_tests::topology::NODE_LINK;
+use underpass_tests::work::talk::{self, Refusal};
+use underpass_tests::work::{http, pattern, server};
+use underpass_tests::{Server, Topology};
+
+fn main() -> ExitCode {
+    stories::run(&[
+        ("plain_tcp_between_nodes_shows_its_marker_and_its_source", plain_tcp_shows_its_marker),
+        ("a_marker_across_two_segments_is_found", split_marker_is_found),
+        ("pods_of_one_node_reach_each_other_and_their_node", same_node),
+        ("refused_reset_ended_and_silent_are_told_apart", refusals),
+        ("a_transfer_is_exact", transfer),
+        ("pods_come_and_go_and_nothing_stays", nothing_stays),
+    ])
+}
+
+struct Plain(Topology);
+
+impl World for Plain {
+    fn build() -> Result<Self> {
+        Ok(Self(Topology::new(&["n1", "n2"], &[("client", "n1"), ("twin", "n1"), ("server", "n2")])?))
+    }
+}
+
+const MARKER: &str = "harness-marker-in-plain-sight";
+
+fn plain_tcp_shows_its_marker(w: &mut Plain) -> Result<()> {
+    let (client, server) = (w.0.pod("client"), w.0.pod("server"));
+    let web = Server::start(&server.ns, 8080, http::serve(MARKER))?;
+    for v6 in [false, true] {
+        let capture = Capture::start(&w.0.node("n1").ns, NODE_LINK)?;
+        let to = SocketAddr::new(server.ip(v6), 8080);
+        let answer = http::request(&mut talk::dial(&client.ns, to)?, "server", "/", b"")?;
+        ensure!(answer.status == 200 && answer.body == MARKER.as_bytes());
+        settle(&capture)?;
+        ensure!(capture.shows(MARKER.as_bytes())?, "the capture missed the marker");
+        ensure!(!capture.shows(b"harness-marker-that-nobody-sent")?);
+        ensure!(capture.count_on(8080)? >= 6 && capture.count_on(15008)? == 0);
+        ensure!(web.peer_ips().last() == Some(&client.ip(v6)), "peers: {:?}", web.peers());
+    }
+    Ok(())
+}
+
+fn split_marker_is_found(w: &mut Plain) -> Result<()> {
+    let (client, server) = (w.0.pod("client"), w.0.pod("server"));
+    let _echo = Server::start(&server.ns, 7001, server::echo)?;
+    let capture = Capture::start(&w.0.node("n2").ns, NODE_LINK)?;
+    let mut stream = talk::dial(&client.ns, SocketAddr::new(server.ip(false), 7001))?;
+    // The echo in between makes them two segments for sure.
+    talk::echo(&mut stream, &MARKER.as_bytes()[..10])?;
+    talk::echo(&mut stream, &MARKER.as_bytes()[10..])?;
+    settle(&capture)?;
+    ensure!(capture.shows(MARKER.as_bytes())?);
+    Ok(())
+}
+
+fn same_node(w: &mut Plain) -> Result<()> {
+    let (client, twin) = (w.0.pod("client"), w.0.pod("twin"));
+    let _echo = Server::start(&twin.ns, 7002, server::echo)?;
+    for v6 in [false, true] {
+        talk::echo_once(&client.ns, SocketAddr::new(twin.ip(v6), 7002))?;
+        talk::echo_once(&w.0.node("n1").ns, SocketAddr::new(twin.ip(v6), 7002))?;
+    }
+    Ok(())
+}
+
+fn refusals(w: &mut Plain) -> Result<()> {
+    let (client, server) = (w.0.pod("client"), w.0.pod("server"));
+    let _reset = Server::start(&server.ns, 7003, server::resetter(1))?;
+    let _ended = Server::start(&server.ns, 7004, |_| Ok(()))?;
+    let _silent = Server::start(&server.ns, 7005, |conn| {
+        std::thread::sleep(Duration::from_secs(1));
+        server::echo(conn)
+    })?;
+    let patience = Duration::from_millis(300);
+    for (port, expected) in
+        [(7009, Refusal::Refused), (7003, Refusal::Reset), (7004, Refusal::Ended), (7005, Refusal::Silence)]
+    {
+        let to = SocketAddr::new(server.ip(false), port);
+        let seen = talk::try_echo(&client.ns, to, patience);
+        // A server that closes with a byte unread resets instead of ending.
+        let ended_early = port == 7004 && seen == Err(Refusal::Reset);
+        ensure!(seen == Err(expected) || ended_early, "port {port}: {seen:?}");
+    }
+    Ok(())
+}
+
+fn transfer(w: &mut Plain) -> Result<()> {
+    const BYTES: usize = 5_000_000;
+    let (client, server) = (w.0.pod("client"), w.0.pod("server"));
+    let _sink = Server::start(&server.ns, 7006, server::sink)?;
+    let _source = Server::start(&server.ns, 7007, server::source(BYTES))?;
+    let _slow = Server::start(&server.ns, 7008, server::slow_reader(40_000, Duration::from_millis(2)))?;
+    for (port, expected) in [(7006, pattern::Check::exact(BYTES)), (7008, BYTES.to_string())] {
+        let mut up = talk::dial(&client.ns, SocketAddr::new(server.ip(true), port))?;
+        pattern::write(&mut up, BYTES)?;
+        let told = String::from_utf8(talk::finish(up)?)?;
+        ensure!(told.trim() == expected, "port {port}: {told}");
+    }
+    let mut down = talk::dial(&client.ns, SocketAddr::new(server.ip(false), 7007))?;
+    ensure!(pattern::read(&mut down)?.to_string() == pattern::Check::exact(BYTES));
+    Ok(())
+}
+
+fn nothing_stays(w: &mut Plain) -> Result<()> {
+    w.0.add_pod("late", "n2")?;
+    let late = w.0.pod("late").clone();
+    let path = late.ns.path();
+    {
+        let _echo = Server::start(&late.ns, 7000, server::echo)?;
+        talk::echo_once(&w.0.pod("client").ns, SocketAddr::new(late.ip(true), 7000))?;
+    }
+    w.0.remove_pod("late")?;
+    ensure!(!path.exists());
+
+    let other = Topology::new(&["n1"], &[("a", "n1")])?;
+    let (paths, dir) = ([other.node("n1").ns.path(), other.pod("a").ns.path()], other.dir().to_owned());
+    ensure!(paths.iter().all(|p| p.exists()) && dir.exists());
+    let died = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
+        let _other = other;
+        // Unwinds without the report of a panic.
+        std::panic::resume_unwind(Box::new("on purpose"));
+    }));
+    ensure!(died.is_err() && !dir.exists() && paths.iter().all(|p: &std::path::PathBuf| !Path::exists(p)));
+    Ok(())
+}
