@@ -1,1 +1,24 @@
+//! One valid certificate per local service account, without anyone noticing.
+//!
+//! A [`Manager`] holds a certificate for every identity that somebody has a [`Lease`] on: fetched from
+//! an [`Issuer`] when the first lease is taken, renewed at about half of its life, dropped with the last
+//! lease. [`Lease::current`] is what a handshake asks; it never gives an expired certificate.
 
+mod clock;
+mod embedded;
+mod entry;
+mod identity;
+mod issuer;
+mod manager;
+mod renewal;
+mod root_files;
+mod view;
+
+pub use clock::Clock;
+pub use embedded::{EmbeddedConfig, EmbeddedIssuer};
+pub use identity::Identity;
+pub use issuer::{CertError, Issued, Issuer};
+pub use manager::{Config, Lease, Manager};
+pub use renewal::{backoff, renewal_due, retry_at};
+pub use root_files::RootError;
+pub use view::{CertState, CertView};

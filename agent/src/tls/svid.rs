@@ -9,7 +9,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustls_pki_types::CertificateDer;
 use x509_parser::certificate::X509Certificate;
-use x509_parser::extensions::{GeneralName, KeyUsage};
+use x509_parser::error::X509Error;
+use x509_parser::extensions::{GeneralName, KeyUsage, ParsedExtension};
+use x509_parser::oid_registry::OID_X509_EXT_BASIC_CONSTRAINTS;
 use x509_parser::prelude::{ASN1Time, FromDer};
 use x509_parser::x509::X509Version;
 
@@ -70,8 +72,15 @@ pub(super) fn parse<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'
 
 /// Whether basic constraints say CA:TRUE. Absent means no.
 pub(super) fn is_ca(certificate: &X509Certificate<'_>) -> Result<bool, TlsError> {
-    let extension = certificate.basic_constraints().map_err(unreadable("basic constraints"))?;
-    Ok(extension.is_some_and(|e| e.value.ca))
+    let name = "basic constraints";
+    // x509-parser's own accessor takes one that does not parse for one that is not there.
+    match certificate.get_extension_unique(&OID_X509_EXT_BASIC_CONSTRAINTS).map_err(unreadable(name))? {
+        None => Ok(false),
+        Some(extension) => match extension.parsed_extension() {
+            ParsedExtension::BasicConstraints(constraints) => Ok(constraints.ca),
+            _ => Err(unreadable(name)(X509Error::InvalidExtensions)),
+        },
+    }
 }
 
 /// Whether it may sign certificates: CA:TRUE, and keyCertSign unless it has no key usage at all.
@@ -130,7 +139,7 @@ fn check_extended_key_usage(leaf: &X509Certificate<'_>, identity: &SpiffeId) -> 
 }
 
 /// x509-parser's accessors fail when an extension comes twice or does not parse.
-fn unreadable(name: &'static str) -> impl Fn(x509_parser::error::X509Error) -> TlsError {
+fn unreadable(name: &'static str) -> impl Fn(X509Error) -> TlsError {
     move |e| TlsError::Malformed(format!("{name}: {e}"))
 }
 

@@ -1,0 +1,164 @@
+//! An authority inside the agent, for one machine, demos and tests: agents that are given the same root
+//! files trust each other.
+//!
+//! Whoever can read the root's key can be anybody in the mesh. Across machines, use a real authority.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use rcgen::{
+    CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SanType,
+    SerialNumber,
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use zeroize::Zeroizing;
+
+use super::root_files::{self, RootError, SecretKey};
+use super::{CertError, Clock, Issued, Issuer};
+use crate::model::{SpiffeId, TrustDomain};
+use crate::tls::TrustBundles;
+
+/// Where the root is and what is issued under it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EmbeddedConfig {
+    /// The only trust domain that is issued for.
+    pub trust_domain: TrustDomain,
+    /// PEM file of the root's certificate.
+    pub root_certificate: PathBuf,
+    /// PEM file of the root's key (PKCS#8 or SEC1); mode 0600 when we make it.
+    pub root_key: PathBuf,
+    /// Whether to make the root when neither file is there. Agents that start at once on the same files
+    /// end up with one root.
+    pub create: bool,
+    /// How long a leaf is valid.
+    pub lifetime: Duration,
+    /// How far a leaf's validity begins in the past, for peers whose clocks are behind ours.
+    pub backdate: Duration,
+}
+
+impl EmbeddedConfig {
+    /// Files as given, made when absent; leaves for 24 hours, backdated by two minutes.
+    pub fn new(
+        trust_domain: TrustDomain,
+        root_certificate: impl Into<PathBuf>,
+        root_key: impl Into<PathBuf>,
+    ) -> Self {
+        Self {
+            trust_domain,
+            root_certificate: root_certificate.into(),
+            root_key: root_key.into(),
+            create: true,
+            lifetime: Duration::from_secs(24 * 3600),
+            backdate: Duration::from_secs(120),
+        }
+    }
+}
+
+/// Signs leaves with a root key that it holds in memory.
+pub struct EmbeddedIssuer {
+    trust_domain: TrustDomain,
+    lifetime: Duration,
+    backdate: Duration,
+    clock: Clock,
+    root: rcgen::Issuer<'static, SecretKey>,
+    bundles: TrustBundles,
+}
+
+impl EmbeddedIssuer {
+    /// Reads the root, or makes it. Blocks on files, for a moment.
+    pub fn open(config: &EmbeddedConfig) -> Result<Self, RootError> {
+        Self::with_clock(config, Clock::system())
+    }
+
+    /// As [`Self::open`], with the time handed in.
+    pub fn with_clock(config: &EmbeddedConfig, clock: Clock) -> Result<Self, RootError> {
+        let root = root_files::open(config, clock.now())?;
+        let mut bundles = TrustBundles::new();
+        bundles
+            .add(&config.trust_domain, [root.certificate.clone()])
+            .map_err(|e| RootError::unusable(&config.root_certificate, e))?;
+        let issuer = rcgen::Issuer::from_ca_cert_der(&root.certificate, root.key)
+            .map_err(|e| RootError::unusable(&config.root_certificate, e))?;
+        Ok(Self {
+            trust_domain: config.trust_domain.clone(),
+            lifetime: config.lifetime,
+            backdate: config.backdate,
+            clock,
+            root: issuer,
+            bundles,
+        })
+    }
+
+    /// The root, for whoever is to trust what is issued here.
+    pub fn bundles(&self) -> &TrustBundles {
+        &self.bundles
+    }
+
+    /// A fresh key and a leaf for it. [`Issuer::issue`] without the wait.
+    pub fn sign(&self, identity: &SpiffeId) -> Result<Issued, CertError> {
+        if identity.trust_domain() != &self.trust_domain {
+            return Err(CertError::Refused {
+                issuer: self.name().into(),
+                identity: identity.clone(),
+                why: format!("its trust domain is {}", self.trust_domain),
+            });
+        }
+        let failed = |e: rcgen::Error| CertError::Issuer(e.to_string());
+        let key = SecretKey::generate().map_err(failed)?;
+        let leaf = self.leaf(identity)?.signed_by(&key, &self.root).map_err(failed)?;
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.pkcs8().to_vec()));
+        Ok(Issued {
+            chain: vec![CertificateDer::from(leaf)],
+            key: Zeroizing::new(key),
+            roots: self.bundles.clone(),
+        })
+    }
+
+    /// No subject, so that the SAN is critical and the SPIFFE id is the only name.
+    fn leaf(&self, identity: &SpiffeId) -> Result<CertificateParams, CertError> {
+        let uri =
+            identity.to_string().try_into().map_err(|e: rcgen::Error| CertError::Issuer(e.to_string()))?;
+        let now = self.clock.now();
+        let mut leaf = CertificateParams::default();
+        leaf.distinguished_name = DistinguishedName::new();
+        leaf.subject_alt_names = vec![SanType::URI(uri)];
+        leaf.is_ca = IsCa::ExplicitNoCa;
+        leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        leaf.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        leaf.use_authority_key_identifier_extension = true;
+        leaf.serial_number = Some(random_serial());
+        leaf.not_before = (now - self.backdate).into();
+        leaf.not_after = (now + self.lifetime).into();
+        Ok(leaf)
+    }
+}
+
+impl Issuer for EmbeddedIssuer {
+    fn issue<'a>(&'a self, identity: &'a SpiffeId) -> BoxFuture<'a, Result<Issued, CertError>> {
+        // A P-256 key and signature take well under a millisecond: not worth a thread.
+        async move { self.sign(identity) }.boxed()
+    }
+
+    fn name(&self) -> &str {
+        "embedded"
+    }
+}
+
+/// 127 random bits with the highest set: positive, of constant length, as RFC 5280 4.1.2.2 allows.
+pub(super) fn random_serial() -> SerialNumber {
+    let mut serial: [u8; 16] = rand::random();
+    serial[0] = serial[0] & 0x7f | 0x40;
+    SerialNumber::from(serial.to_vec())
+}
+
+impl std::fmt::Debug for EmbeddedIssuer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EmbeddedIssuer")
+            .field("trust_domain", &self.trust_domain.as_str())
+            .field("lifetime", &self.lifetime)
+            .finish_non_exhaustive()
+    }
+}

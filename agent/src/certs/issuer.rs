@@ -1,0 +1,75 @@
+//! The seam behind which certificates are made.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use zeroize::Zeroizing;
+
+use crate::model::SpiffeId;
+use crate::tls::{TlsError, TrustBundles};
+
+/// Somebody who gives out certificates for identities: the embedded issuer, and in time istiod or SPIRE.
+///
+/// The key is part of the answer because some issuers make it (SPIRE's APIs do). One that wants a
+/// signing request makes a fresh key for each call.
+pub trait Issuer: Send + Sync + 'static {
+    /// A new certificate for `identity`. The caller bounds the time, retries, and checks what comes back.
+    fn issue<'a>(&'a self, identity: &'a SpiffeId) -> BoxFuture<'a, Result<Issued, CertError>>;
+
+    /// A short name for logs and the admin API.
+    fn name(&self) -> &str;
+}
+
+/// One answer of an issuer.
+pub struct Issued {
+    /// Leaf first, then what is between it and a root; roots left out.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// The leaf's key, wiped when dropped.
+    pub key: Zeroizing<PrivateKeyDer<'static>>,
+    /// The roots that the issuer says to trust, by trust domain.
+    pub roots: TrustBundles,
+}
+
+impl Issued {
+    /// From PEM text: a chain (leaf first) and a key in PKCS#8, SEC1 or PKCS#1.
+    pub fn from_pem(chain: &[u8], key: &[u8], roots: TrustBundles) -> Result<Self, CertError> {
+        use rustls_pki_types::pem::PemObject;
+        let unusable = |e: rustls_pki_types::pem::Error| CertError::Answer(e.to_string());
+        let chain = CertificateDer::pem_slice_iter(chain).collect::<Result<Vec<_>, _>>().map_err(unusable)?;
+        let key = Zeroizing::new(PrivateKeyDer::from_pem_slice(key).map_err(unusable)?);
+        Ok(Self { chain, key, roots })
+    }
+}
+
+impl fmt::Debug for Issued {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Issued")
+            .field("chain", &self.chain.len())
+            .field("roots", &self.roots)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why there is no new certificate. Cheap to clone, as every waiter gets it.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum CertError {
+    /// The issuer was asked for what it does not give out.
+    #[error("{issuer} does not issue for {identity}: {why}")]
+    Refused { issuer: Arc<str>, identity: SpiffeId, why: String },
+    /// The issuer could not be asked, or failed.
+    #[error("issuing failed: {0}")]
+    Issuer(String),
+    #[error("the issuer did not answer within {} s: see whether it is up and reachable", .0.as_secs_f32())]
+    Deadline(Duration),
+    /// The issuer answered with something that is not a certificate and a key.
+    #[error("the issuer's answer is unusable ({0}): see the issuer's own log")]
+    Answer(String),
+    #[error("the issuer's certificate is for {got}, asked was {asked}: it must not be used")]
+    OtherIdentity { asked: SpiffeId, got: SpiffeId },
+    /// The certificate breaks a rule, or does not chain to the roots that came with it.
+    #[error("the issuer's certificate is unusable: {0}")]
+    Certificate(#[from] TlsError),
+}
