@@ -1,0 +1,129 @@
+//! `cargo xtask setup`: finds or installs what the other commands need.
+//!
+//! Bytecode needs a rustc that has its own library source beside it and a linker for BPF; what was
+//! found is noted in `target/tools`, so that later commands need not look again.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::{Args, ValueEnum};
+use serde::{Deserialize, Serialize};
+
+use crate::{checkout, process};
+
+mod linker;
+pub(crate) mod packages;
+mod rustc;
+
+/// Find or install the tools that building and testing need.
+///
+/// Packages are installed only on Debian and only as root; everything else goes into the
+/// checkout's target folder. Where something may not be installed, the exact commands are printed.
+#[derive(Args)]
+pub(crate) struct Setup {
+    /// What to prepare; all of it when nothing is named.
+    #[arg(value_enum)]
+    what: Vec<What>,
+    /// Look for everything again, even if an earlier run found it.
+    #[arg(long)]
+    again: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum What {
+    /// A rustc with its library source, and bpf-linker: what the kernel programs need.
+    Bytecode,
+    /// The programs that node stories and the demo run.
+    Test,
+    /// QEMU and what unpacks Debian's kernels.
+    Vm,
+}
+
+impl Setup {
+    pub(crate) fn run(self) -> Result<()> {
+        let wants = |what| self.what.is_empty() || self.what.contains(&what);
+        if wants(What::Bytecode) {
+            if self.again {
+                let _ = fs::remove_file(noted());
+            }
+            let found = bytecode()?;
+            println!("bytecode: {} {} (LLVM {})", found.rustc.display(), found.release, found.llvm);
+            println!("bytecode: linker {}", found.linker.display());
+        }
+        if wants(What::Test) {
+            test_tools()?;
+            println!("test: programs are there");
+        }
+        if wants(What::Vm) {
+            vm_tools()?;
+            println!("vm: programs are there");
+        }
+        Ok(())
+    }
+}
+
+/// The tools that build the kernel programs.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Bytecode {
+    /// A rustc whose sysroot has the library source of its own version.
+    pub(crate) rustc: PathBuf,
+    /// The cargo that belongs to it.
+    pub(crate) cargo: PathBuf,
+    /// Its release, for messages: `1.97.0-nightly`.
+    pub(crate) release: String,
+    /// The major version of its LLVM. The linker's must not be older.
+    pub(crate) llvm: u32,
+    pub(crate) linker: PathBuf,
+    /// Removes debug information; `None` leaves the object larger and otherwise the same.
+    pub(crate) strip: Option<PathBuf>,
+    /// rustc and linker as they were found: a replaced tool is looked for again.
+    identity: Vec<Option<String>>,
+}
+
+/// What builds kernel programs, found now or by an earlier run.
+pub(crate) fn bytecode() -> Result<Bytecode> {
+    if let Some(known) = recall() {
+        return Ok(known);
+    }
+    let rustc = rustc::find_or_install()?;
+    let linker = linker::find_or_build(rustc.llvm)?;
+    let found = Bytecode {
+        identity: vec![checkout::identity(&rustc.path), checkout::identity(&linker)],
+        strip: linker::find_strip(),
+        linker,
+        cargo: rustc.cargo,
+        release: rustc.release,
+        llvm: rustc.llvm,
+        rustc: rustc.path,
+    };
+    let json = serde_json::to_vec_pretty(&found).context("write the tools that were found as JSON")?;
+    checkout::write_if_changed(&noted(), &json)?;
+    Ok(found)
+}
+
+/// `ip`, which node stories and the demo call.
+pub(crate) fn test_tools() -> Result<()> {
+    packages::need(&[("ip", "iproute2")])
+}
+
+/// What boots and unpacks Debian's kernels.
+pub(crate) fn vm_tools() -> Result<()> {
+    packages::need(&[("ip", "iproute2"), ("qemu-system-x86_64", "qemu-system-x86"), ("xz", "xz-utils")])
+}
+
+fn recall() -> Option<Bytecode> {
+    let known: Bytecode = serde_json::from_slice(&fs::read(noted()).ok()?).ok()?;
+    let now = vec![checkout::identity(&known.rustc), checkout::identity(&known.linker)];
+    (now == known.identity && known.cargo.exists() && rustc::has_source(&known.rustc)).then_some(known)
+}
+
+fn noted() -> PathBuf {
+    checkout::target("tools/bytecode.json")
+}
+
+/// Prints commands for someone to run, and fails with `what` as the reason.
+fn refuse<T>(what: &str, commands: &[String]) -> Result<T> {
+    let who = if process::is_root() { "" } else { " (as root)" };
+    anyhow::bail!("{what}. Run{who}:\n    {}", commands.join("\n    "))
+}
