@@ -2,17 +2,20 @@
 
 pub mod addr;
 pub mod cause;
+pub mod cidr;
 pub mod connection;
 pub mod inbound;
 pub mod pod;
 pub mod ports;
 pub mod spiffe;
+pub mod units;
 pub mod workload;
 
 pub use addr::{AppAddr, ClientAddr, NetnsCookie, NextHop, OriginalDst};
 pub use cause::Cause;
+pub use cidr::CidrTable;
 pub use connection::{ConnectionId, Direction};
 pub use inbound::{InboundAction, InboundPlan};
 pub use pod::{LocalPod, PodUid};
 pub use spiffe::{SpiffeId, TrustDomain};
-pub use workload::{Service, Workload};
+pub use workload::{MtlsMode, Service, Workload};

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::SpiffeId;
 
@@ -38,6 +38,56 @@ pub struct Workload {
     pub services: BTreeMap<Arc<str>, Vec<PortMapping>>,
     /// `namespace/name` of policies attached by selector. One that is not (yet) known denies.
     pub policies: Vec<Arc<str>>,
+    /// What this workload itself asks of connections to it; the rest comes from namespace and mesh.
+    pub mtls: WorkloadMtls,
+}
+
+impl Workload {
+    /// A healthy, meshed pod without addresses, with every other field at its default.
+    pub fn new(uid: &str, namespace: &str, name: &str, identity: SpiffeId) -> Self {
+        let none: Arc<str> = Arc::from("");
+        Self {
+            uid: uid.into(),
+            name: name.into(),
+            namespace: namespace.into(),
+            identity,
+            addresses: Vec::new(),
+            network: none.clone(),
+            protocol: TunnelProtocol::Hbone,
+            network_mode: NetworkMode::Standard,
+            node: none.clone(),
+            cluster: "Kubernetes".into(),
+            canonical_name: none.clone(),
+            canonical_revision: none.clone(),
+            workload_type: WorkloadType::Pod,
+            workload_name: none,
+            locality: Locality::default(),
+            health: Health::Healthy,
+            capacity: 1,
+            services: BTreeMap::new(),
+            policies: Vec::new(),
+            mtls: WorkloadMtls::default(),
+        }
+    }
+}
+
+/// Whether plaintext from outside may reach a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum MtlsMode {
+    /// Mutual TLS only.
+    Strict,
+    /// Mutual TLS and plaintext, both subject to policy.
+    Permissive,
+}
+
+/// The most specific level of the mutual TLS setting: a port's before the workload's.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+pub struct WorkloadMtls {
+    /// Not set: the namespace's, then the mesh's mode holds.
+    pub mode: Option<MtlsMode>,
+    /// By the application's own (target) port.
+    pub ports: BTreeMap<u16, MtlsMode>,
 }
 
 /// How to reach a workload.
