@@ -1,1 +1,15 @@
+//! How the process begins and ends: readiness, an orderly stop, and tasks whose death is noticed.
 
+mod readiness;
+mod shutdown;
+mod tasks;
+
+pub use readiness::{Guard, Pending, Readiness};
+pub use shutdown::{Shutdown, Signals};
+pub use tasks::{Ended, Outcome, TaskGroup};
+
+#[derive(Debug, thiserror::Error)]
+pub enum LifecycleError {
+    #[error("cannot listen for {signal}: {source}; without it the agent could not be stopped in order")]
+    Signal { signal: &'static str, source: std::io::Error },
+}

@@ -1,0 +1,84 @@
+//! Every number that the agent gives to Prometheus.
+//!
+//! Istio's TCP families live in [`traffic`], which renders and prunes them itself; the agent's own few
+//! are in [`own`], kept by the `prometheus` crate. [`CATALOGUE`] lists both: `docs/metrics.md` is
+//! checked against it.
+
+pub(super) mod labels;
+pub(super) mod own;
+pub(super) mod traffic;
+
+use std::sync::{Arc, Mutex};
+
+use prometheus::TextEncoder;
+
+use super::queue::QueueStats;
+use super::record::Live;
+use super::{MetricsConfig, TelemetryError, lock};
+use own::Own;
+use traffic::Traffic;
+
+pub(super) struct Metrics {
+    pub(super) traffic: Traffic,
+    pub(super) own: Own,
+    /// One scrape at a time: what others count is copied in by difference.
+    scrape: Mutex<()>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Counter,
+    Gauge,
+}
+
+/// What a metric is called, and what it counts.
+#[derive(Clone, Copy, Debug)]
+pub struct MetricInfo {
+    pub name: &'static str,
+    pub kind: Kind,
+    pub help: &'static str,
+    pub labels: &'static [&'static str],
+}
+
+/// Every metric, in the order in which the documentation lists them.
+pub const CATALOGUE: &[MetricInfo] = &[
+    traffic::OPENED,
+    traffic::CLOSED,
+    traffic::RECEIVED,
+    traffic::SENT,
+    traffic::FAILED,
+    own::BUILD,
+    own::CONNECTIONS,
+    own::REFUSED,
+    own::PODS,
+    own::PASSTHROUGH_CONNECTIONS,
+    own::PASSTHROUGH_SENT,
+    own::PASSTHROUGH_RECEIVED,
+    own::SOURCE_REVISION,
+    own::SOURCE_LAST_GOOD,
+    own::SOURCE_REFUSED,
+    own::LOG_LINES,
+    own::LOG_LOST,
+    own::LOG_QUEUED,
+    own::LABEL_SETS,
+    own::LABEL_SETS_EVICTED,
+    own::FOLDED,
+];
+
+impl Metrics {
+    pub(super) fn new(config: &MetricsConfig) -> Result<Self, TelemetryError> {
+        Ok(Self { traffic: Traffic::new(config), own: Own::new()?, scrape: Mutex::default() })
+    }
+
+    pub(super) fn render(&self, live: &[Arc<Live>], log: QueueStats) -> Result<String, TelemetryError> {
+        let _alone = lock(&self.scrape);
+        self.traffic.evict();
+        self.own.at_scrape(live, log, &self.traffic);
+        let mut text = self.traffic.render();
+        TextEncoder::new().encode_utf8(&self.own.registry.gather(), &mut text)?;
+        Ok(text)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,339 @@
+//! One connection's record: opened at capture, filled in as facts become known, finished with a cause
+//! on every exit.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Instant, SystemTime};
+
+use crate::model::{
+    Cause, ClientAddr, ConnectionId, Direction, LocalPod, NextHop, OriginalDst, Service, SpiffeId, Workload,
+};
+
+use super::access::{self, Line};
+use super::metrics::traffic::{Key, Series, Side, Traffic};
+use super::view::{ConnectionState, ConnectionView, PartyView};
+use super::{Telemetry, lock};
+
+/// What is known of a connection when it is captured.
+#[derive(Clone, Debug)]
+pub struct Opened {
+    pub id: ConnectionId,
+    pub direction: Direction,
+    /// The pod on this node that the connection belongs to.
+    pub pod: Arc<LocalPod>,
+    pub client: ClientAddr,
+    pub destination: OriginalDst,
+}
+
+/// One end of a connection, as far as it is known.
+#[derive(Clone, Debug, Default)]
+pub struct Party {
+    pub workload: Option<Arc<Workload>>,
+    /// The identity that it has, or is expected to have. It is shown only if mutual TLS proved it
+    /// ([`Record::set_mtls`]).
+    pub identity: Option<SpiffeId>,
+}
+
+/// Bytes of the application's stream, not of the tunnel's.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// From client to server.
+    pub sent: AtomicU64,
+    /// From server to client.
+    pub received: AtomicU64,
+}
+
+/// An open connection. Dropping it unfinished records [`Cause::Internal`], which is a defect.
+#[must_use = "a record that is dropped is recorded as an internal error"]
+pub struct Record {
+    telemetry: Telemetry,
+    live: Arc<Live>,
+    finished: bool,
+}
+
+impl Record {
+    pub(super) fn open(telemetry: Telemetry, opened: Opened) -> Self {
+        let live = Arc::new(Live {
+            opened,
+            started: Instant::now(),
+            since: SystemTime::now(),
+            counts: Arc::default(),
+            facts: Mutex::default(),
+        });
+        telemetry.inner.shard(live.opened.id).insert(live.opened.id, Arc::clone(&live));
+        Self { telemetry, live, finished: false }
+    }
+
+    pub fn id(&self) -> ConnectionId {
+        self.live.opened.id
+    }
+
+    pub fn direction(&self) -> Direction {
+        self.live.opened.direction
+    }
+
+    pub fn set_source(&self, party: Party) {
+        lock(&self.live.facts).source = party;
+    }
+
+    pub fn set_destination(&self, party: Party) {
+        lock(&self.live.facts).destination = party;
+    }
+
+    /// The service that the client addressed.
+    pub fn set_service(&self, service: Arc<Service>) {
+        lock(&self.live.facts).service = Some(service);
+    }
+
+    /// Where the tunnel's TCP connection goes, or the endpoint of a plain one (`dst.addr` in the log,
+    /// which until then is the original destination).
+    pub fn set_next_hop(&self, hop: NextHop) {
+        lock(&self.live.facts).next_hop = Some(hop);
+    }
+
+    /// The address inside CONNECT (`dst.hbone_addr` in the log).
+    pub fn set_hbone_addr(&self, target: SocketAddr) {
+        lock(&self.live.facts).hbone_addr = Some(target);
+    }
+
+    /// Both identities are proved by mutual TLS.
+    pub fn set_mtls(&self, proved: bool) {
+        lock(&self.live.facts).mtls = proved;
+    }
+
+    /// The policy that decided (`namespace/name`), allowing or denying.
+    pub fn set_policy(&self, name: impl Into<Arc<str>>) {
+        lock(&self.live.facts).policy = Some(name.into());
+    }
+
+    /// Every fact is set and bytes may flow: the connection counts as opened from now on.
+    /// One that ends before this was refused, and counts as opened and closed then.
+    pub fn established(&self) {
+        let mut facts = lock(&self.live.facts);
+        facts.established = true;
+        self.live.settle(&mut facts, &self.telemetry.inner.metrics.traffic);
+    }
+
+    /// Where delivery counts its bytes; live connections' counts reach the metrics at every scrape.
+    pub fn counts(&self) -> &Arc<Counts> {
+        &self.live.counts
+    }
+
+    /// Ends the connection: metrics and the access log line. `detail` tells a human what failed; it
+    /// may hold what a peer sent, and is escaped.
+    pub fn finish(mut self, cause: Cause, detail: Option<String>) {
+        self.close(cause, detail.as_deref());
+    }
+
+    fn close(&mut self, cause: Cause, detail: Option<&str>) {
+        self.finished = true;
+        let inner = &self.telemetry.inner;
+        let mut facts = lock(&self.live.facts);
+        self.live.settle(&mut facts, &inner.metrics.traffic);
+        self.live.add_bytes(&mut facts);
+        if let Some(series) = &facts.series {
+            inner.metrics.traffic.closed(series, cause);
+        }
+        if !facts.established && !cause.is_success() {
+            inner.metrics.own.refused(self.live.opened.direction, cause);
+        }
+        if let Some(log) = &inner.log {
+            let line = self.live.line(&facts, cause, detail);
+            access::with_line(inner.format, &line, |bytes| log.push(bytes));
+        }
+        // Only now, so that a scrape between the two never sees fewer bytes than before.
+        inner.shard(self.live.opened.id).remove(&self.live.opened.id);
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.close(Cause::Internal, Some("the connection's task ended without saying why"));
+        }
+    }
+}
+
+/// What the list of live connections shares with the connection's own task.
+pub(super) struct Live {
+    pub(super) opened: Opened,
+    started: Instant,
+    since: SystemTime,
+    counts: Arc<Counts>,
+    facts: Mutex<Facts>,
+}
+
+#[derive(Default)]
+struct Facts {
+    source: Party,
+    destination: Party,
+    service: Option<Arc<Service>>,
+    next_hop: Option<NextHop>,
+    hbone_addr: Option<SocketAddr>,
+    policy: Option<Arc<str>>,
+    mtls: bool,
+    established: bool,
+    /// The counters of this connection's label set, once the facts that make the labels are known.
+    series: Option<Arc<Series>>,
+    /// What of `counts` has been added to the series.
+    added_sent: u64,
+    added_received: u64,
+}
+
+impl Live {
+    /// Adds what the connection has carried since the last scrape. A connection that is still being
+    /// decided has no label set yet, and waits.
+    pub(super) fn report(&self, traffic: &Traffic) {
+        let mut facts = lock(&self.facts);
+        if facts.series.is_some() {
+            self.add_bytes(&mut facts);
+            if let Some(series) = &facts.series {
+                traffic.touch(series);
+            }
+        }
+    }
+
+    fn settle(&self, facts: &mut Facts, traffic: &Traffic) {
+        if facts.series.is_none() {
+            facts.series = Some(traffic.opened(&self.key(facts)));
+        }
+    }
+
+    fn add_bytes(&self, facts: &mut Facts) {
+        let Some(series) = &facts.series else { return };
+        let sent = self.counts.sent.load(Ordering::Relaxed);
+        let received = self.counts.received.load(Ordering::Relaxed);
+        // Istio counts what the server receives as "received", whichever side reports.
+        series.received.fetch_add(sent.saturating_sub(facts.added_sent), Ordering::Relaxed);
+        series.sent.fetch_add(received.saturating_sub(facts.added_received), Ordering::Relaxed);
+        facts.added_sent = sent;
+        facts.added_received = received;
+    }
+
+    fn key<'a>(&'a self, facts: &'a Facts) -> Key<'a> {
+        let (source, destination) = self.ends(facts);
+        Key {
+            reporter: self.opened.direction.reporter(),
+            mtls: facts.mtls,
+            source: side(&source),
+            destination: side(&destination),
+            service: facts.service.as_deref().map(|s| [&*s.hostname, &*s.namespace, &*s.name]),
+        }
+    }
+
+    fn line<'a>(&'a self, facts: &'a Facts, cause: Cause, detail: Option<&'a str>) -> Line<'a> {
+        let (source, destination) = self.ends(facts);
+        Line {
+            id: self.opened.id,
+            direction: self.opened.direction,
+            source,
+            destination,
+            client: self.opened.client,
+            original: self.opened.destination,
+            next_hop: facts.next_hop,
+            hbone_addr: facts.hbone_addr,
+            service: facts.service.as_deref(),
+            policy: facts.policy.as_deref(),
+            established: facts.established,
+            sent: self.counts.sent.load(Ordering::Relaxed),
+            received: self.counts.received.load(Ordering::Relaxed),
+            duration: self.started.elapsed(),
+            now: SystemTime::now(),
+            cause,
+            detail,
+        }
+    }
+
+    /// Source and destination; our own end is the pod when nobody named its workload.
+    fn ends<'a>(&'a self, facts: &'a Facts) -> (End<'a>, End<'a>) {
+        let end = |party: &'a Party, ours| End {
+            workload: party.workload.as_deref(),
+            pod: if ours { Some(&*self.opened.pod) } else { None },
+            identity: party.identity.as_ref().filter(|_| facts.mtls),
+        };
+        let outbound = self.opened.direction == Direction::Outbound;
+        (end(&facts.source, outbound), end(&facts.destination, !outbound))
+    }
+
+    pub(super) fn view(&self) -> ConnectionView {
+        let facts = lock(&self.facts);
+        let (source, destination) = self.ends(&facts);
+        ConnectionView {
+            id: self.opened.id,
+            direction: self.opened.direction,
+            state: if facts.established { ConnectionState::Established } else { ConnectionState::Opening },
+            pod: self.opened.pod.uid.clone(),
+            source: party_view(&source, self.opened.client.0),
+            destination: party_view(
+                &destination,
+                facts.next_hop.map_or(self.opened.destination.0, |hop| hop.0),
+            ),
+            original_destination: self.opened.destination.0,
+            hbone_addr: facts.hbone_addr,
+            service: facts.service.as_ref().map(|s| Arc::clone(&s.hostname)),
+            mtls: facts.mtls,
+            policy: facts.policy.clone(),
+            bytes_sent: self.counts.sent.load(Ordering::Relaxed),
+            bytes_received: self.counts.received.load(Ordering::Relaxed),
+            since: access::clock::rfc3339(self.since),
+            age_ms: self.started.elapsed().as_millis() as u64,
+        }
+    }
+}
+
+/// One end of the connection as log and metrics show it.
+#[derive(Clone, Copy)]
+pub(super) struct End<'a> {
+    pub(super) workload: Option<&'a Workload>,
+    pub(super) pod: Option<&'a LocalPod>,
+    /// Proved by mutual TLS.
+    pub(super) identity: Option<&'a SpiffeId>,
+}
+
+impl<'a> End<'a> {
+    /// The pod's name, or what it is an instance of.
+    pub(super) fn name(&self) -> Option<&'a str> {
+        match (self.workload, self.pod) {
+            (Some(workload), _) if !workload.name.is_empty() => Some(&workload.name),
+            (Some(workload), _) => Some(&*workload.canonical_name).filter(|name| !name.is_empty()),
+            (None, Some(pod)) => Some(&pod.name),
+            (None, None) => None,
+        }
+    }
+
+    pub(super) fn namespace(&self) -> Option<&'a str> {
+        match (self.workload, self.pod, self.identity) {
+            (Some(workload), ..) => Some(&workload.namespace),
+            (None, Some(pod), _) => Some(&pod.namespace),
+            (None, None, Some(identity)) => Some(identity.namespace()),
+            (None, None, None) => None,
+        }
+    }
+
+    pub(super) fn cluster(&self) -> Option<&'a str> {
+        self.workload.map(|workload| &*workload.cluster).filter(|cluster| !cluster.is_empty())
+    }
+}
+
+fn side<'a>(end: &End<'a>) -> Side<'a> {
+    let of = |field: fn(&Workload) -> &Arc<str>| end.workload.map_or("", |workload| &**field(workload));
+    Side {
+        workload: of(|w| &w.workload_name),
+        canonical_service: of(|w| &w.canonical_name),
+        canonical_revision: of(|w| &w.canonical_revision),
+        namespace: end.namespace().unwrap_or_default(),
+        cluster: of(|w| &w.cluster),
+        principal: end.identity,
+    }
+}
+
+fn party_view(end: &End<'_>, addr: SocketAddr) -> PartyView {
+    PartyView {
+        addr,
+        workload: end.name().map(Into::into),
+        namespace: end.namespace().map(Into::into),
+        identity: end.identity.cloned(),
+        cluster: end.cluster().map(Into::into),
+    }
+}
