@@ -10,6 +10,7 @@ mod route;
 mod snapshot;
 mod state;
 mod store;
+pub mod yaml;
 
 use futures::future::BoxFuture;
 use tokio_util::sync::CancellationToken;

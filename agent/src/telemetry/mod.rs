@@ -81,7 +81,7 @@ impl Telemetry {
         output: impl io::Write + Send + 'static,
     ) -> Result<Self, TelemetryError> {
         let log = match config.access_log.enabled {
-            true => Some(LogQueue::start(output, config.access_log.buffer as usize)?),
+            true => Some(LogQueue::start(output, config.access_log.buffer_bytes)?),
             false => None,
         };
         let inner = Inner {
@@ -188,6 +188,3 @@ impl Inner {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
-
-#[cfg(test)]
-mod testing;

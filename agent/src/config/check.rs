@@ -1,0 +1,115 @@
+//! What types cannot say about the configuration.
+
+use std::path::Path as FilePath;
+use std::time::Duration;
+
+use super::Config;
+use crate::discovery::yaml::{Complaints, Path};
+
+pub(super) fn check(config: &Config) -> Complaints {
+    let mut check = Check::default();
+    check.paths(config);
+    check.instance(&config.bpf.instance);
+    check.times(config);
+    check.numbers(config);
+    check.complaints
+}
+
+#[derive(Default)]
+struct Check {
+    complaints: Complaints,
+}
+
+impl Check {
+    fn paths(&mut self, config: &Config) {
+        let embedded = &config.certificates.embedded;
+        for (field, path) in [
+            ("cgroup.path", &config.cgroup.path),
+            ("bpf.pinRoot", &config.bpf.pin_root),
+            ("discovery.file", &config.discovery.file),
+            ("certificates.embedded.rootCertificate", &embedded.root_certificate),
+            ("certificates.embedded.rootKey", &embedded.root_key),
+            ("admin.socket", &config.admin.socket),
+        ] {
+            if path.as_os_str().is_empty() {
+                self.refuse(field, "must not be empty");
+            }
+        }
+        // Both are compared with what the kernel reports, which is absolute.
+        for (field, path) in [("cgroup.path", &config.cgroup.path), ("bpf.pinRoot", &config.bpf.pin_root)] {
+            if !FilePath::new(path).is_absolute() {
+                self.refuse(field, "must be an absolute path");
+            }
+        }
+    }
+
+    fn instance(&mut self, instance: &str) {
+        let ok = (1..=63).contains(&instance.len())
+            && instance.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'));
+        if !ok {
+            self.refuse(
+                "bpf.instance",
+                "is 1 to 63 lower-case letters, digits and '-', for it names a folder",
+            );
+        }
+    }
+
+    fn times(&mut self, config: &Config) {
+        let (tunnel, proxy, embedded) = (&config.tunnel, &config.proxy, &config.certificates.embedded);
+        let second = Duration::from_secs(1);
+        for (field, value, least) in [
+            ("discovery.pollInterval", config.discovery.poll_interval, second),
+            ("certificates.deadline", config.certificates.deadline, second),
+            ("certificates.embedded.lifetime", embedded.lifetime, 60 * second),
+            ("tunnel.pingInterval", tunnel.ping_interval, second),
+            ("tunnel.pingTimeout", tunnel.ping_timeout, second),
+            ("tunnel.connectTimeout", tunnel.connect_timeout, Duration::from_millis(1)),
+            ("proxy.connectTimeout", proxy.connect_timeout, Duration::from_millis(1)),
+            // The kernel counts both in whole seconds, and up to 32767.
+            ("proxy.keepalive.idle", proxy.keepalive.idle, second),
+            ("proxy.keepalive.interval", proxy.keepalive.interval, second),
+        ] {
+            if value < least {
+                self.refuse(
+                    field,
+                    &format!("must be at least {}", crate::model::units::duration::format(least)),
+                );
+            }
+        }
+        for (field, value) in [
+            ("proxy.keepalive.idle", proxy.keepalive.idle),
+            ("proxy.keepalive.interval", proxy.keepalive.interval),
+        ] {
+            if value > Duration::from_secs(32_767) {
+                self.refuse(field, "must be at most 32767s");
+            }
+        }
+    }
+
+    fn numbers(&mut self, config: &Config) {
+        let tunnel = &config.tunnel;
+        let most = u64::from(u32::MAX);
+        for (field, value, least, most) in [
+            // RFC 9113, sections 6.5.2 and 6.9.1.
+            ("tunnel.streamWindow", tunnel.stream_window, 65_535, (1 << 31) - 1),
+            ("tunnel.connectionWindow", tunnel.connection_window, 65_535, (1 << 31) - 1),
+            ("tunnel.maxFrameSize", tunnel.max_frame_size, 1 << 14, (1 << 24) - 1),
+            ("tunnel.maxHeaderListSize", tunnel.max_header_list_size, 1 << 10, most),
+            ("tunnel.sendBuffer", tunnel.send_buffer, 1 << 10, most),
+            ("tunnel.maxStreams", tunnel.max_streams, 1, most),
+            ("tunnel.maxPeerStreams", tunnel.max_peer_streams, 1, most),
+            ("certificates.concurrency", config.certificates.concurrency.into(), 1, most),
+            ("proxy.workers", config.proxy.workers.into(), 0, 1024),
+            ("proxy.keepalive.probes", config.proxy.keepalive.probes.into(), 1, 127),
+        ] {
+            if !(least..=most).contains(&u64::from(value)) {
+                self.refuse(field, &format!("must be {least} to {most}, not {value}"));
+            }
+        }
+    }
+
+    fn refuse(&mut self, field: &str, why: &str) {
+        let path = field.split('.').fold(Path::default(), |path, key| path.key(key));
+        self.complaints.add(path, why);
+    }
+}

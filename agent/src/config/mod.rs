@@ -1,0 +1,94 @@
+//! The agent's configuration: one YAML file, every field with a default.
+//!
+//! A module that has settings of its own defines them; the sections here hold the rest, and `app`
+//! hands each module its part. `deploy/examples/agent.yaml` is [`example`]'s text.
+
+mod check;
+mod example;
+mod sections;
+
+use std::path::{Path, PathBuf};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use example::{example, explained};
+pub use sections::{
+    Admin, Bpf, BpfLog, Capture, CapturePreference, Certificates, Cgroup, Discovery, Embedded, Keepalive,
+    Node, Proxy, Tunnel,
+};
+
+use crate::discovery::yaml::{self, Invalid};
+use crate::telemetry::TelemetryConfig;
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Config {
+    /// The machine that this agent serves.
+    pub node: Node,
+    /// Where in the cgroup tree the kernel programs attach.
+    pub cgroup: Cgroup,
+    /// The kernel programs.
+    pub bpf: Bpf,
+    /// How pods' outgoing connections come to the agent.
+    pub capture: Capture,
+    /// What the mesh consists of.
+    pub discovery: Discovery,
+    /// Who issues the certificates of this node's pods.
+    pub certificates: Certificates,
+    /// The HTTP/2 tunnels between agents (HBONE).
+    pub tunnel: Tunnel,
+    /// The data path.
+    pub proxy: Proxy,
+    /// Logs and metrics.
+    pub telemetry: TelemetryConfig,
+    /// How operators and the node's supervisor ask the agent.
+    pub admin: Admin,
+}
+
+/// What the surroundings inject; a field of the file wins over it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Environment {
+    /// `NODE_NAME`, by which a DaemonSet tells the pod where it runs.
+    pub node_name: Option<String>,
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// Names the file, and line, column and field of what is wrong with it.
+    pub fn read(path: &Path, environment: &Environment) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_path_buf(), source })?;
+        Self::parse(&text, environment)
+            .map_err(|invalid| ConfigError::Invalid { path: path.to_path_buf(), invalid })
+    }
+
+    /// As [`Config::read`], of the text itself. Never panics, whatever the text.
+    pub fn parse(text: &str, environment: &Environment) -> Result<Self, Invalid> {
+        let mut config: Self = yaml::read(text)?;
+        check::check(&config).into_result(text)?;
+        if config.node.name.is_empty() {
+            config.node.name = environment.node_name.clone().unwrap_or_default();
+        }
+        Ok(config)
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read the configuration {}: {source}; pass its path with --config", .path.display())]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("the configuration {} is refused: {}", .path.display(), in_file(.path, .invalid))]
+    Invalid { path: PathBuf, invalid: Invalid },
+}
+
+fn in_file(path: &Path, invalid: &Invalid) -> String {
+    let lines: Vec<String> =
+        invalid.problems.iter().map(|problem| format!("{}:{problem}", path.display())).collect();
+    lines.join("; ")
+}
+
+#[cfg(test)]
+mod tests;

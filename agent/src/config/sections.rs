@@ -1,0 +1,309 @@
+//! The sections of the configuration, with their defaults.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::model::units;
+
+/// The machine that this agent serves.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Node {
+    /// The node's name in the cluster. When empty, the environment's NODE_NAME.
+    pub name: String,
+}
+
+/// Where in the cgroup tree the kernel programs attach.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Cgroup {
+    /// A cgroup v2 folder. Processes of pods outside of it are not captured, so in a cluster this is
+    /// the root.
+    pub path: PathBuf,
+}
+
+impl Default for Cgroup {
+    fn default() -> Self {
+        Self { path: "/sys/fs/cgroup".into() }
+    }
+}
+
+/// The kernel programs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Bpf {
+    /// The folder below which maps and links are pinned; a BPF file system is mounted there if there
+    /// is none.
+    pub pin_root: PathBuf,
+    /// Keeps several agents on one kernel apart: an agent adopts, serves and removes only what is
+    /// pinned under its own instance. Lower-case letters, digits and '-'.
+    pub instance: String,
+    /// How much the kernel programs log: off, error, warn, info, debug or trace. Each message costs
+    /// time on the connection's path.
+    pub log_level: BpfLog,
+}
+
+impl Default for Bpf {
+    fn default() -> Self {
+        Self { pin_root: "/sys/fs/bpf/underpass".into(), instance: "default".into(), log_level: BpfLog::Warn }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum BpfLog {
+    Off,
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+/// How pods' outgoing connections come to the agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Capture {
+    /// mark: by a mark on the socket with a rule and a route in the pod's namespace; loopback: by a
+    /// loopback address for each connection, which the application can see; auto: mark, and loopback
+    /// where a namespace cannot have the rule.
+    pub mode: CapturePreference,
+}
+
+impl Default for Capture {
+    fn default() -> Self {
+        Self { mode: CapturePreference::Auto }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum CapturePreference {
+    Auto,
+    Mark,
+    Loopback,
+}
+
+/// What the mesh consists of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Discovery {
+    /// A YAML file with the mesh's workloads, services and policies and this node's pods
+    /// (deploy/examples/mesh.yaml shows one). It is watched; an edit that cannot be understood is
+    /// refused as a whole and the last good state stays.
+    pub file: PathBuf,
+    /// The file is read again this often even if no change was noticed.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "String")]
+    pub poll_interval: Duration,
+    /// How long the file has to be quiet after a change before it is read.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "String")]
+    pub debounce: Duration,
+}
+
+impl Default for Discovery {
+    fn default() -> Self {
+        Self {
+            file: "/etc/underpass/mesh.yaml".into(),
+            poll_interval: Duration::from_secs(30),
+            debounce: Duration::from_millis(100),
+        }
+    }
+}
+
+/// Who issues the certificates of this node's pods.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Certificates {
+    /// An authority inside the agent, for one machine, demos and tests: agents that are given the same
+    /// root files trust each other, and whoever can read the key can be anybody in the mesh.
+    pub embedded: Embedded,
+    /// How long one request for a certificate may take.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "String")]
+    pub deadline: Duration,
+    /// How many requests may be under way at once.
+    #[schemars(range(min = 1))]
+    pub concurrency: u16,
+}
+
+impl Default for Certificates {
+    fn default() -> Self {
+        Self { embedded: Embedded::default(), deadline: Duration::from_secs(30), concurrency: 8 }
+    }
+}
+
+/// An authority inside the agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Embedded {
+    /// PEM file of the root's certificate.
+    pub root_certificate: PathBuf,
+    /// PEM file of the root's key; mode 0600 when the agent makes it.
+    pub root_key: PathBuf,
+    /// Make the root if neither file is there.
+    pub create_root: bool,
+    /// How long a pod's certificate is valid. It is renewed in good time.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "String")]
+    pub lifetime: Duration,
+    /// How far its validity begins in the past, for peers whose clocks are behind.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "String")]
+    pub backdate: Duration,
+}
+
+impl Default for Embedded {
+    fn default() -> Self {
+        Self {
+            root_certificate: "/var/lib/underpass/root-cert.pem".into(),
+            root_key: "/var/lib/underpass/root-key.pem".into(),
+            create_root: true,
+            lifetime: Duration::from_secs(24 * 3600),
+            backdate: Duration::from_secs(120),
+        }
+    }
+}
+
+/// The HTTP/2 tunnels between agents (HBONE).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Tunnel {
+    /// How much may be under way to us in one stream before its reader has to keep up.
+    #[serde(with = "units::bytes")]
+    #[schemars(with = "String")]
+    pub stream_window: u32,
+    /// The same for all streams of a tunnel together. A few times the stream's, so that one slow
+    /// reader does not stop the others.
+    #[serde(with = "units::bytes")]
+    #[schemars(with = "String")]
+    pub connection_window: u32,
+    /// The largest frame that we accept: 16KiB to just under 16MiB.
+    #[serde(with = "units::bytes")]
+    #[schemars(with = "String")]
+    pub max_frame_size: u32,
+    /// The largest header list that we accept.
+    #[serde(with = "units::bytes")]
+    #[schemars(with = "String")]
+    pub max_header_list_size: u32,
+    /// How much may wait to be sent in one stream.
+    #[serde(with = "units::bytes")]
+    #[schemars(with = "String")]
+    pub send_buffer: u32,
+    /// How many streams we open in one tunnel before we open another one.
+    pub max_streams: u32,
+    /// How many streams a peer may have open in one tunnel to us.
+    pub max_peer_streams: u32,
+    /// How long a tunnel is quiet before it is pinged.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "String")]
+    pub ping_interval: Duration,
+    /// How long the answer may take before the tunnel counts as broken.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "String")]
+    pub ping_timeout: Duration,
+    /// How long a tunnel without streams is kept.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "String")]
+    pub idle_timeout: Duration,
+    /// How long TCP, TLS and HTTP/2 together may take to set a tunnel up.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "String")]
+    pub connect_timeout: Duration,
+}
+
+impl Default for Tunnel {
+    fn default() -> Self {
+        Self {
+            stream_window: 4 << 20,
+            connection_window: 16 << 20,
+            max_frame_size: 1 << 20,
+            max_header_list_size: 64 << 10,
+            send_buffer: 400 << 10,
+            max_streams: 100,
+            max_peer_streams: 200,
+            ping_interval: Duration::from_secs(10),
+            ping_timeout: Duration::from_secs(20),
+            idle_timeout: Duration::from_secs(300),
+            connect_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// The data path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Proxy {
+    /// Threads that carry connections; 0 means a quarter of the machine's processors, at least 2.
+    pub workers: u16,
+    /// How long connecting to an application may take.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "String")]
+    pub connect_timeout: Duration,
+    /// How long connections may go on after the agent was told to stop.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "String")]
+    pub drain_deadline: Duration,
+    /// TCP keepalive on every connection that the agent holds.
+    pub keepalive: Keepalive,
+}
+
+impl Default for Proxy {
+    fn default() -> Self {
+        Self {
+            workers: 0,
+            connect_timeout: Duration::from_secs(10),
+            drain_deadline: Duration::from_secs(25),
+            keepalive: Keepalive::default(),
+        }
+    }
+}
+
+/// TCP keepalive.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Keepalive {
+    /// How long a connection is idle before the first probe.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "String")]
+    pub idle: Duration,
+    /// The time between probes.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "String")]
+    pub interval: Duration,
+    /// How many probes go unanswered before the connection counts as dead.
+    pub probes: u16,
+}
+
+impl Default for Keepalive {
+    fn default() -> Self {
+        Self { idle: Duration::from_secs(180), interval: Duration::from_secs(180), probes: 9 }
+    }
+}
+
+/// How operators and the node's supervisor ask the agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Admin {
+    /// The Unix socket of the operator's commands.
+    pub socket: PathBuf,
+    /// Where /healthz/ready answers.
+    pub health_address: SocketAddr,
+    /// Where /metrics answers.
+    pub metrics_address: SocketAddr,
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self {
+            socket: "/run/underpass/admin.sock".into(),
+            health_address: SocketAddr::from(([0, 0, 0, 0], 15021)),
+            metrics_address: SocketAddr::from(([0, 0, 0, 0], 15020)),
+        }
+    }
+}

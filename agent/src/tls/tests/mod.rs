@@ -1,6 +1,0 @@
-//! Handshakes between real rustls ends in memory, and certificates that nobody should survive parsing.
-
-mod handshakes;
-mod hello;
-mod hostile;
-mod rules;
