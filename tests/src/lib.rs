@@ -5,10 +5,15 @@
 //! [`work`] inside the pods. Everything is removed on drop; what a killed process left is swept by the
 //! next one ([`sweep`]). Outside this crate only `ip` of iproute2 is used.
 
+pub mod access_log;
 pub mod binary;
 pub mod capture;
+pub mod hbone;
+pub mod hostile;
+pub mod load;
 pub mod netns;
 pub mod packet;
+pub mod pki;
 pub mod root;
 pub mod stories;
 pub mod sweep;

@@ -1,13 +1,16 @@
 //! The harness itself: a check that cannot fail proves nothing, so each instrument is first seen to show
 //! what it is there to show, without any agent.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use underpass_tests::capture::{Capture, settle};
+use underpass_tests::hbone::{self, Attempt, Impostor, Outcome};
+use underpass_tests::hostile::{self, Tricks};
+use underpass_tests::pki::Authority;
 use underpass_tests::stories::{self, World};
 use underpass_tests::topology::NODE_LINK;
 use underpass_tests::work::talk::{self, Refusal};
@@ -21,6 +24,8 @@ fn main() -> ExitCode {
         ("pods_of_one_node_reach_each_other_and_their_node", same_node),
         ("refused_reset_ended_and_silent_are_told_apart", refusals),
         ("a_transfer_is_exact", transfer),
+        ("hbone_client_and_impostor_understand_each_other", hbone_works),
+        ("a_root_containers_tricks_work_where_nobody_forbids_them", tricks_work),
         ("pods_come_and_go_and_nothing_stays", nothing_stays),
     ])
 }
@@ -110,6 +115,57 @@ fn transfer(w: &mut Plain) -> Result<()> {
     }
     let mut down = talk::dial(&client.ns, SocketAddr::new(server.ip(false), 7007))?;
     ensure!(pattern::read(&mut down)?.to_string() == pattern::Check::exact(BYTES));
+    Ok(())
+}
+
+fn hbone_works(w: &mut Plain) -> Result<()> {
+    let (client, server) = (w.0.pod("client"), w.0.pod("server"));
+    let authority = Authority::foreign()?;
+    let papers = authority.papers("spiffe://cluster.local/ns/default/sa/server")?;
+    let impostor = Impostor::start(&server.ns, &papers)?;
+    for v6 in [false, true] {
+        let to = SocketAddr::new(server.ip(v6), hbone::PORT);
+        let target = SocketAddr::new(server.ip(v6), 8080);
+        let seen = Attempt::to(to, Some(&papers), target).make(&client.ns)?;
+        ensure!(seen.reached(), "{seen:?}");
+        let seen = Attempt::to(to, None, target).make(&client.ns)?;
+        ensure!(matches!(seen, Outcome::Cut(_)), "the impostor wants a certificate, any at all: {seen:?}");
+        let mut plain = talk::dial(&client.ns, to)?;
+        ensure!(talk::echo_or_refusal(&mut plain).is_err());
+    }
+    ensure!(impostor.requests() == 2 && impostor.connections() == 6 && impostor.bytes() == 10);
+    Ok(())
+}
+
+fn tricks_work(w: &mut Plain) -> Result<()> {
+    let (client, server) = (w.0.pod("client"), w.0.pod("server"));
+    let _echo = Server::start(&server.ns, 7010, server::echo)?;
+    let patience = Duration::from_millis(300);
+    for v6 in [false, true] {
+        let to = SocketAddr::new(server.ip(v6), 7010);
+        let plain = [
+            Tricks { mark: Some(0x539), ..Tricks::default() },
+            Tricks { mark_after: Some(0x77000), ..Tricks::default() },
+            Tricks { device: Some("eth0"), ..Tricks::default() },
+        ];
+        for tricks in plain {
+            let mut stream = hostile::dial(&client.ns, to, tricks, patience)?;
+            talk::echo(&mut stream, b"hello")?;
+        }
+        let foreign: IpAddr = if v6 { "fd00:201:1::99".parse()? } else { "10.201.1.99".parse()? };
+        let tricks = Tricks { source: Some(SocketAddr::new(foreign, 0)), ..Tricks::default() };
+        ensure!(hostile::dial(&client.ns, to, tricks, patience).is_err(), "who answered a foreign source?");
+    }
+    let capture = Capture::start(&w.0.node("n1").ns, NODE_LINK)?;
+    let spoofed = SocketAddrV4::new(Ipv4Addr::new(10, 201, 1, 99), 4242);
+    hostile::spoof_syn(&client.ns, spoofed, SocketAddrV4::new(server.ip4, 7010))?;
+    capture.wait_for("the spoofed SYN", |s| s.from == spoofed.into() && s.opens())?;
+    capture.wait_for("its SYN-ACK", |s| s.to == spoofed.into())?;
+
+    let addr = SocketAddr::new(server.ip(false), 7011);
+    let _one = hostile::bind(&server.ns, addr, true)?;
+    let _two = hostile::bind(&server.ns, addr, true)?;
+    ensure!(hostile::bind(&server.ns, addr, false).is_err());
     Ok(())
 }
 

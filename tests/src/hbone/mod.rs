@@ -1,0 +1,12 @@
+//! HBONE as anybody might speak it: a client and a server that show whichever certificate they are given
+//! and trust everyone, to see whom a real agent trusts.
+
+mod client;
+mod server;
+mod tls;
+
+pub use client::{Attempt, Outcome};
+pub use server::Impostor;
+
+/// The port of HBONE on every pod.
+pub const PORT: u16 = 15_008;
