@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use underpass_common::{LOOPBACK4_PREFIX, LOOPBACK6_PREFIX};
 
 use super::BpfError;
+pub use crate::model::Destination;
 use crate::model::{Direction, InboundPlan, NetnsCookie, OriginalDst};
 
 /// The kernel programs of one agent instance. Cheap to call from any thread; no call blocks on I/O,
@@ -134,16 +135,6 @@ pub struct Listeners<'a> {
     /// to that port, and is dropped while this is missing.
     pub hbone_v4: Option<BorrowedFd<'a>>,
     pub hbone_v6: Option<BorrowedFd<'a>>,
-}
-
-/// What the agent knows of a destination address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Destination {
-    /// Not the mesh's: connections to it are left alone.
-    Leave,
-    /// The mesh's: connections to it come to the agent.
-    Capture,
 }
 
 /// A TCP connection of an enrolled pod that was left alone and has closed.

@@ -4,7 +4,7 @@
 //! Whoever can read the root's key can be anybody in the mesh. Across machines, use a real authority.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -32,9 +32,10 @@ pub struct EmbeddedConfig {
     /// Whether to make the root when neither file is there. Agents that start at once on the same files
     /// end up with one root.
     pub create: bool,
-    /// How long a leaf is valid.
+    /// How long a leaf is valid, at most ten years, and never beyond the root.
     pub lifetime: Duration,
-    /// How far a leaf's validity begins in the past, for peers whose clocks are behind ours.
+    /// How far a leaf's validity begins in the past, for peers whose clocks are behind ours;
+    /// at most a day.
     pub backdate: Duration,
 }
 
@@ -63,6 +64,7 @@ pub struct EmbeddedIssuer {
     backdate: Duration,
     clock: Clock,
     root: rcgen::Issuer<'static, SecretKey>,
+    root_not_after: SystemTime,
     bundles: TrustBundles,
 }
 
@@ -74,6 +76,7 @@ impl EmbeddedIssuer {
 
     /// As [`Self::open`], with the time handed in.
     pub fn with_clock(config: &EmbeddedConfig, clock: Clock) -> Result<Self, RootError> {
+        check_times(config)?;
         let root = root_files::open(config, clock.now())?;
         let mut bundles = TrustBundles::new();
         bundles
@@ -82,6 +85,7 @@ impl EmbeddedIssuer {
         let issuer = rcgen::Issuer::from_ca_cert_der(&root.certificate, root.key)
             .map_err(|e| RootError::unusable(&config.root_certificate, e))?;
         Ok(Self {
+            root_not_after: root.not_after,
             trust_domain: config.trust_domain.clone(),
             lifetime: config.lifetime,
             backdate: config.backdate,
@@ -131,7 +135,8 @@ impl EmbeddedIssuer {
         leaf.use_authority_key_identifier_extension = true;
         leaf.serial_number = Some(random_serial());
         leaf.not_before = (now - self.backdate).into();
-        leaf.not_after = (now + self.lifetime).into();
+        // A leaf that outlives its root would be renewed too late.
+        leaf.not_after = (now + self.lifetime).min(self.root_not_after).into();
         Ok(leaf)
     }
 }
@@ -146,6 +151,18 @@ impl Issuer for EmbeddedIssuer {
         "embedded"
     }
 }
+
+fn check_times(config: &EmbeddedConfig) -> Result<(), RootError> {
+    let (lifetime, backdate) = (config.lifetime, config.backdate);
+    if (Duration::from_secs(1)..=MOST_LIFETIME).contains(&lifetime) && backdate <= MOST_BACKDATE {
+        Ok(())
+    } else {
+        Err(RootError::Times { lifetime, backdate })
+    }
+}
+
+pub(super) const MOST_LIFETIME: Duration = Duration::from_secs(3650 * 24 * 3600);
+pub(super) const MOST_BACKDATE: Duration = Duration::from_secs(24 * 3600);
 
 /// 127 random bits with the highest set: positive, of constant length, as RFC 5280 4.1.2.2 allows.
 pub(super) fn random_serial() -> SerialNumber {

@@ -1,9 +1,11 @@
 //! One identity's certificate and the task that keeps it fresh.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwapOption;
+use futures::FutureExt;
 use tokio::sync::{Semaphore, watch};
 
 use super::view::{CertState, CertView, rfc3339};
@@ -80,9 +82,13 @@ impl Entry {
     async fn fetch(&self, workshop: &Workshop) -> Result<Identity, CertError> {
         // The semaphore is never closed; if it were, going on without a slot would be the lesser evil.
         let _slot = workshop.slots.acquire().await;
-        let issued = tokio::time::timeout(workshop.deadline, workshop.issuer.issue(&self.identity))
-            .await
-            .unwrap_or(Err(CertError::Deadline(workshop.deadline)))?;
+        // A panic in an issuer must not end the renewals of an identity for ever.
+        let call = AssertUnwindSafe(async { workshop.issuer.issue(&self.identity).await }).catch_unwind();
+        let issued = match tokio::time::timeout(workshop.deadline, call).await {
+            Ok(Ok(answer)) => answer?,
+            Ok(Err(_panic)) => return Err(CertError::Issuer("the issuer panicked: report it".into())),
+            Err(_elapsed) => return Err(CertError::Deadline(workshop.deadline)),
+        };
         Identity::from_issued(issued, &self.identity, workshop.clock.now())
     }
 
@@ -146,7 +152,7 @@ impl Entry {
         }
     }
 
-    fn progress(&self) -> std::sync::MutexGuard<'_, Progress> {
+    fn progress(&self) -> MutexGuard<'_, Progress> {
         // Plain fields that are each written whole: a panic elsewhere leaves them usable.
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -4,7 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::fcntl::{Flock, FlockArg};
 use rcgen::{
@@ -16,7 +16,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::EmbeddedConfig;
-use super::embedded::random_serial;
+use super::embedded::{MOST_BACKDATE, MOST_LIFETIME, random_serial};
 
 /// Why the root cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +31,8 @@ pub enum RootError {
     Unusable { path: PathBuf, why: String },
     #[error("another process has held the lock on {} for {} s: see who (lsof), and whether it hangs", .path.display(), LOCK_PATIENCE.as_secs())]
     Locked { path: PathBuf },
+    #[error("a leaf's lifetime is 1 s to {} days, not {lifetime:?}, and it is backdated by at most {} hours, not {backdate:?}", MOST_LIFETIME.as_secs() / 86_400, MOST_BACKDATE.as_secs() / 3600)]
+    Times { lifetime: Duration, backdate: Duration },
     #[error("making the root failed: {0}")]
     Make(#[from] rcgen::Error),
 }
@@ -43,6 +45,7 @@ impl RootError {
 
 pub(super) struct Root {
     pub(super) certificate: CertificateDer<'static>,
+    pub(super) not_after: SystemTime,
     pub(super) key: SecretKey,
 }
 
@@ -80,7 +83,7 @@ fn make(config: &EmbeddedConfig, now: SystemTime) -> Result<Root, RootError> {
     write_whole(&config.root_certificate, certificate.pem().as_bytes(), 0o644)?;
     tracing::info!(certificate = %config.root_certificate.display(), trust_domain = %config.trust_domain,
         "made a new root for the embedded issuer");
-    Ok(Root { certificate: certificate.into(), key })
+    Ok(Root { certificate: certificate.into(), not_after: now + ROOT_LIFETIME, key })
 }
 
 fn root_params(config: &EmbeddedConfig, now: SystemTime) -> Result<CertificateParams, rcgen::Error> {
@@ -121,8 +124,10 @@ fn read(config: &EmbeddedConfig) -> Result<Root, RootError> {
         let why = format!("it is not the key of {}", config.root_certificate.display());
         return Err(RootError::unusable(&config.root_key, why));
     }
+    let not_after = u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or(0);
+    let not_after = UNIX_EPOCH + Duration::from_secs(not_after);
     warn_if_readable(&config.root_key);
-    Ok(Root { certificate, key })
+    Ok(Root { certificate, not_after, key })
 }
 
 fn warn_if_readable(key: &Path) {

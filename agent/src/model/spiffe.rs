@@ -9,16 +9,18 @@ use std::sync::Arc;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// At most 255 bytes of `[a-z0-9._-]`, not empty.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TrustDomain(Arc<str>);
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+/// Who a workload is: its service account, anywhere it runs.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SpiffeId {
     trust_domain: TrustDomain,
     namespace: Arc<str>,
     service_account: Arc<str>,
 }
 
+/// Which rule of the grammar a string breaks; what it quotes is shortened.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SpiffeError {
     #[error("a SPIFFE id is at most 2048 bytes long, this one has {0}")]
@@ -36,12 +38,14 @@ pub enum SpiffeError {
 }
 
 impl TrustDomain {
+    /// Lower case, as it stands in the id.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
 impl SpiffeId {
+    /// Fails if a segment breaks the grammar, or if all together is longer than 2048 bytes.
     pub fn new(
         trust_domain: TrustDomain,
         namespace: &str,
@@ -75,7 +79,7 @@ impl FromStr for TrustDomain {
     fn from_str(s: &str) -> Result<Self, SpiffeError> {
         let ok = (1..=255).contains(&s.len())
             && s.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-' | b'_'));
-        if ok { Ok(Self(s.into())) } else { Err(SpiffeError::TrustDomain(s.into())) }
+        if ok { Ok(Self(s.into())) } else { Err(SpiffeError::TrustDomain(shorten(s))) }
     }
 }
 
@@ -92,15 +96,25 @@ impl FromStr for SpiffeId {
         let parts: Vec<&str> = path.split('/').collect();
         match parts[..] {
             ["ns", namespace, "sa", account] => Self::new(trust_domain, namespace, account),
-            _ => Err(SpiffeError::Path(format!("/{path}"))),
+            _ => Err(SpiffeError::Path(shorten(&format!("/{path}")))),
         }
     }
+}
+
+/// What somebody else sent, fit for a log line: at most 256 bytes of it.
+pub(crate) fn shorten(s: &str) -> String {
+    const MOST: usize = 256;
+    if s.len() <= MOST {
+        return s.to_owned();
+    }
+    let end = (0..=MOST).rev().find(|&i| s.is_char_boundary(i)).unwrap_or(0);
+    format!("{}… ({} bytes)", &s[..end], s.len())
 }
 
 fn check_segment(s: &str) -> Result<(), SpiffeError> {
     let ok = !matches!(s, "" | "." | "..")
         && s.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'));
-    if ok { Ok(()) } else { Err(SpiffeError::Segment(s.into())) }
+    if ok { Ok(()) } else { Err(SpiffeError::Segment(shorten(s))) }
 }
 
 impl fmt::Display for TrustDomain {
@@ -112,6 +126,18 @@ impl fmt::Display for TrustDomain {
 impl fmt::Display for SpiffeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "spiffe://{}/ns/{}/sa/{}", self.trust_domain, self.namespace, self.service_account)
+    }
+}
+
+impl fmt::Debug for TrustDomain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Debug for SpiffeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 
@@ -136,5 +162,173 @@ impl Serialize for TrustDomain {
 impl<'de> Deserialize<'de> for TrustDomain {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn ids_are_read_to_the_letter() {
+        let long = |n: usize| "a".repeat(n);
+        let accepted = [
+            "spiffe://cluster.local/ns/default/sa/default".to_owned(),
+            "spiffe://a/ns/b/sa/c".to_owned(),
+            "spiffe://1_2-3.4/ns/A.b_C-9/sa/Z".to_owned(),
+            "spiffe://td/ns/.../sa/.x".to_owned(),
+            // What looks like a port or a host is only letters here.
+            "spiffe://127.0.0.1/ns/a/sa/b".to_owned(),
+            format!("spiffe://{}/ns/a/sa/b", long(255)),
+            format!("spiffe://td/ns/a/sa/{}", long(2048 - "spiffe://td/ns/a/sa/".len())),
+        ];
+        for s in &accepted {
+            assert_eq!(s.parse::<SpiffeId>().map(|id| id.to_string()).as_ref(), Ok(s));
+        }
+
+        type Check = fn(&SpiffeError) -> bool;
+        let scheme: Check = |e| matches!(e, SpiffeError::Scheme);
+        let domain: Check = |e| matches!(e, SpiffeError::TrustDomain(_));
+        let path: Check = |e| matches!(e, SpiffeError::Path(_));
+        let segment: Check = |e| matches!(e, SpiffeError::Segment(_));
+        let length: Check = |e| matches!(e, SpiffeError::TooLong(_));
+        let refused: [(&str, Check); 39] = [
+            ("", scheme),
+            ("spiffe:/td/ns/a/sa/b", scheme),
+            ("//td/ns/a/sa/b", scheme),
+            ("SPIFFE://td/ns/a/sa/b", scheme),
+            (" spiffe://td/ns/a/sa/b", scheme),
+            ("http://td/ns/a/sa/b", scheme),
+            ("spiffe://", path),
+            ("spiffe:///ns/a/sa/b", domain),
+            ("spiffe://Td/ns/a/sa/b", domain),
+            ("spiffe://td:8443/ns/a/sa/b", domain),
+            ("spiffe://td:/ns/a/sa/b", domain),
+            ("spiffe://user@td/ns/a/sa/b", domain),
+            ("spiffe://t%64/ns/a/sa/b", domain),
+            ("spiffe://t d/ns/a/sa/b", domain),
+            ("spiffe://t\u{e4}/ns/a/sa/b", domain),
+            ("spiffe://[::1]/ns/a/sa/b", domain),
+            ("spiffe://td", path),
+            ("spiffe://td/", path),
+            ("spiffe://td/a", path),
+            ("spiffe://td/ns/a", path),
+            ("spiffe://td/ns/a/sa", path),
+            ("spiffe://td/ns/a/sa/b/", path),
+            ("spiffe://td/ns/a/sa/b/c", path),
+            ("spiffe://td//ns/a/sa/b", path),
+            ("spiffe://td/NS/a/sa/b", path),
+            ("spiffe://td/sa/a/ns/b", path),
+            ("spiffe://td/ns//sa/b", segment),
+            ("spiffe://td/ns/a/sa/", segment),
+            ("spiffe://td/ns/./sa/b", segment),
+            ("spiffe://td/ns/a/sa/..", segment),
+            ("spiffe://td/ns/a/sa/b?x", segment),
+            ("spiffe://td/ns/a/sa/b#x", segment),
+            ("spiffe://td/ns/a/sa/%62", segment),
+            ("spiffe://td/ns/a/sa/b ", segment),
+            ("spiffe://td/ns/a/sa/b\n", segment),
+            ("spiffe://td/ns/a/sa/b\0", segment),
+            ("spiffe://td/ns/a*/sa/b", segment),
+            ("spiffe://td/ns/\u{430}/sa/b", segment),
+            ("spiffe://td/ns/a/sa/b:c", segment),
+        ];
+        for (s, rule) in refused {
+            let error = s.parse::<SpiffeId>().expect_err(s);
+            assert!(rule(&error), "{s:?}: {error:?}");
+        }
+        let too_long = format!("spiffe://td/ns/a/sa/{}", long(2049 - "spiffe://td/ns/a/sa/".len()));
+        assert!(length(&too_long.parse::<SpiffeId>().unwrap_err()));
+        assert!(length(&SpiffeId::new("td".parse().unwrap(), "a", &long(2040)).unwrap_err()));
+        let wide = format!("spiffe://{}/ns/a/sa/b", long(256));
+        assert!(domain(&wide.parse::<SpiffeId>().unwrap_err()));
+    }
+
+    #[test]
+    fn what_an_error_quotes_is_short_and_on_one_line() {
+        let nasty = format!("spiffe://td/ns/a/sa/{}", "\n\u{1F600}".repeat(400));
+        let message = nasty.parse::<SpiffeId>().unwrap_err().to_string();
+        assert!(message.len() < 1024, "{} bytes", message.len());
+        assert!(!message.contains('\n'), "{message}");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn whatever_the_parts_a_sound_id_comes_back_the_same(
+            domain in "[a-z0-9._-]{1,255}", namespace in segment(), account in segment(),
+        ) {
+            let id = SpiffeId::new(domain.parse().unwrap(), &namespace, &account).unwrap();
+            prop_assert_eq!(id.trust_domain().as_str(), &domain);
+            prop_assert_eq!(id.namespace(), &namespace);
+            prop_assert_eq!(id.service_account(), &account);
+            prop_assert_eq!(&id.to_string().parse::<SpiffeId>().unwrap(), &id);
+            let json = serde_json::to_string(&id).unwrap();
+            prop_assert_eq!(&serde_json::from_str::<SpiffeId>(&json).unwrap(), &id);
+        }
+
+        /// Two spellings of one id, or one spelling of two, would let a peer be somebody else.
+        #[test]
+        fn a_string_is_an_id_exactly_if_it_is_the_ids_own_spelling(s in near_misses()) {
+            match s.parse::<SpiffeId>() {
+                Ok(id) => {
+                    prop_assert_eq!(id.to_string(), &*s);
+                    prop_assert!(by_the_book(&s), "accepted: {s:?}");
+                }
+                Err(_) => prop_assert!(!by_the_book(&s), "refused: {s:?}"),
+            }
+        }
+
+        #[test]
+        fn no_string_is_too_strange(s in any::<String>(), domain in any::<String>()) {
+            prop_assert_eq!(s.parse::<SpiffeId>().is_ok(), by_the_book(&s));
+            let sound = (1..=255).contains(&domain.len())
+                && domain.chars().all(|c| matches!(c, 'a'..='z' | '0'..='9' | '.' | '-' | '_'));
+            prop_assert_eq!(domain.parse::<TrustDomain>().is_ok(), sound);
+        }
+    }
+
+    fn segment() -> impl Strategy<Value = String> {
+        "[a-zA-Z0-9._-]{1,63}".prop_filter("not a dot segment", |s| s != "." && s != "..")
+    }
+
+    /// A sound id with a few characters put in, taken out or replaced.
+    fn near_misses() -> impl Strategy<Value = String> {
+        let character = prop_oneof![
+            prop::sample::select("/.:@?#%~ nsaA1-_\\".chars().collect::<Vec<_>>()),
+            any::<char>(),
+        ];
+        let edit = (any::<prop::sample::Index>(), 0..3u8, character);
+        let start = ("[a-z0-9.]{1,6}", "[a-z.-]{1,4}", "[a-zA-Z.]{1,4}")
+            .prop_map(|(d, n, a)| format!("spiffe://{d}/ns/{n}/sa/{a}"));
+        (start, prop::collection::vec(edit, 0..4)).prop_map(|(start, edits)| {
+            let mut s: Vec<char> = start.chars().collect();
+            for (at, what, c) in edits {
+                let at = at.index(s.len());
+                match what {
+                    0 => s.insert(at, c),
+                    1 if s.len() > 1 => drop(s.remove(at)),
+                    _ => s[at] = c,
+                }
+            }
+            s.into_iter().collect()
+        })
+    }
+
+    /// The grammar once more, written otherwise: SPIFFE-ID sections 2.1 to 2.3 and Istio's path.
+    fn by_the_book(s: &str) -> bool {
+        let pieces: Vec<&str> = s.split('/').collect();
+        let ["spiffe:", "", domain, "ns", namespace, "sa", account] = pieces[..] else { return false };
+        let plain = |s: &str| s.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
+        let dots = |s: &str| s == "." || s == "..";
+        !domain.is_empty()
+            && domain.len() < 256
+            && s.len() < 2049
+            && plain(domain)
+            && !domain.contains(|c: char| c.is_ascii_uppercase())
+            && [namespace, account].iter().all(|p| !p.is_empty() && plain(p) && !dots(p))
     }
 }

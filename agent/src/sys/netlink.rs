@@ -102,6 +102,14 @@ impl Route {
             .named("RTM_NEWROUTE", || format!("{route:?}"))
     }
 
+    /// Whether a local route to this prefix is in its table, whatever its source.
+    pub fn has_route(&mut self, route: &LocalRoute) -> Result<bool, SysError> {
+        let mut ask = RouteMessage::default();
+        ask.header.address_family = Family::of(route.to.addr()).address_family();
+        let found = self.dump(Rt::GetRoute(ask)).named("RTM_GETROUTE", String::new)?;
+        Ok(found.iter().any(|m| matches!(m, Rt::NewRoute(r) if route.is(r))))
+    }
+
     /// Removes the route; none there is fine.
     pub fn remove_route(&mut self, route: &LocalRoute) -> Result<(), SysError> {
         match self.command(Rt::DelRoute(route.message()), 0) {
@@ -208,6 +216,16 @@ impl LocalRoute {
             m.attributes.push(RouteAttribute::PrefSource(address(source)));
         }
         m
+    }
+}
+
+impl LocalRoute {
+    fn is(&self, m: &RouteMessage) -> bool {
+        let has = |a: RouteAttribute| m.attributes.contains(&a);
+        m.header.kind == RouteType::Local
+            && m.header.destination_prefix_length == self.to.prefix_len()
+            && has(RouteAttribute::Table(self.table))
+            && (self.to.prefix_len() == 0 || has(RouteAttribute::Destination(address(self.to.addr()))))
     }
 }
 

@@ -10,6 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Format, TelemetryError};
+use crate::model::units;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
@@ -41,15 +42,19 @@ pub struct AccessLogConfig {
     pub path: PathBuf,
     /// Bytes that may wait for the log's reader before new connections wait too; connections that are
     /// already open may fill as much again.
-    pub buffer_bytes: usize,
+    #[serde(with = "units::bytes")]
+    #[schemars(with = "String")]
+    pub buffer: u32,
 }
 
 /// Metrics for Prometheus, named and labelled as Istio's TCP metrics.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct MetricsConfig {
-    /// A label set of Istio's TCP metrics that no connection has used for this many seconds is dropped.
-    pub evict_after_seconds: u64,
+    /// A label set of Istio's TCP metrics that no connection has used for this long is dropped.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "String")]
+    pub evict_after: Duration,
     /// At most this many label sets are kept; beyond, connections count under `unknown` labels.
     pub max_label_sets: usize,
 }
@@ -62,13 +67,13 @@ impl Default for LogConfig {
 
 impl Default for AccessLogConfig {
     fn default() -> Self {
-        Self { enabled: true, format: Format::Text, path: "-".into(), buffer_bytes: 4 << 20 }
+        Self { enabled: true, format: Format::Text, path: "-".into(), buffer: 4 << 20 }
     }
 }
 
 impl Default for MetricsConfig {
     fn default() -> Self {
-        Self { evict_after_seconds: 15 * 60, max_label_sets: 10_000 }
+        Self { evict_after: Duration::from_secs(15 * 60), max_label_sets: 10_000 }
     }
 }
 
@@ -77,12 +82,6 @@ impl AccessLogConfig {
         let opened = if self.path == Path::new("-") { standard_output() } else { append_to(&self.path) };
         let path = || self.path.display().to_string();
         opened.map_err(|source| TelemetryError::OpenAccessLog { path: path(), source })
-    }
-}
-
-impl MetricsConfig {
-    pub(super) fn evict_after(&self) -> Duration {
-        Duration::from_secs(self.evict_after_seconds)
     }
 }
 

@@ -81,7 +81,7 @@ impl Telemetry {
         output: impl io::Write + Send + 'static,
     ) -> Result<Self, TelemetryError> {
         let log = match config.access_log.enabled {
-            true => Some(LogQueue::start(output, config.access_log.buffer_bytes)?),
+            true => Some(LogQueue::start(output, config.access_log.buffer as usize)?),
             false => None,
         };
         let inner = Inner {
@@ -188,3 +188,6 @@ impl Inner {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod testing;

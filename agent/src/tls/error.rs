@@ -97,22 +97,25 @@ impl TlsError {
 ///
 /// A peer that refuses *us* says so with an alert that does not tell why, so that is `TlsFailed`.
 pub fn cause_of(error: &io::Error) -> Cause {
-    match error.get_ref() {
-        Some(inner) => match (inner.downcast_ref::<rustls::Error>(), inner.downcast_ref::<TlsError>()) {
-            (Some(e), _) => cause_of_tls(e),
-            (_, Some(e)) => e.cause(),
-            _ => Cause::TlsFailed,
-        },
-        None => Cause::TlsFailed,
-    }
+    ours(error).map_or(Cause::TlsFailed, TlsError::cause)
 }
 
 /// [`cause_of`] for an error that rustls gave directly.
 pub fn cause_of_tls(error: &rustls::Error) -> Cause {
-    our_error(error).map_or(Cause::TlsFailed, TlsError::cause)
+    ours_in_tls(error).map_or(Cause::TlsFailed, TlsError::cause)
 }
 
-fn our_error(error: &rustls::Error) -> Option<&TlsError> {
+/// The sentence for the log. rustls prints an error of ours that it carries in Rust's debug format.
+pub fn reason_of(error: &io::Error) -> String {
+    ours(error).map_or_else(|| error.to_string(), TlsError::to_string)
+}
+
+fn ours(error: &io::Error) -> Option<&TlsError> {
+    let inner = error.get_ref()?;
+    inner.downcast_ref().or_else(|| ours_in_tls(inner.downcast_ref()?))
+}
+
+fn ours_in_tls(error: &rustls::Error) -> Option<&TlsError> {
     match error {
         rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(inner)))
         | rustls::Error::Other(OtherError(inner)) => inner.downcast_ref(),
@@ -132,16 +135,6 @@ impl From<TlsError> for io::Error {
     fn from(error: TlsError) -> Self {
         Self::new(io::ErrorKind::InvalidData, error)
     }
-}
-
-/// What a peer sent, fit for a log line: at most 256 bytes of it.
-pub(super) fn shorten(s: &str) -> String {
-    const MOST: usize = 256;
-    if s.len() <= MOST {
-        return s.to_owned();
-    }
-    let end = (0..=MOST).rev().find(|&i| s.is_char_boundary(i)).unwrap_or(0);
-    format!("{}… ({} bytes)", &s[..end], s.len())
 }
 
 fn utc(t: UnixTime) -> String {

@@ -4,8 +4,8 @@
 //! Both verify the peer with the same function (`verify.rs`), which asks in this order: is the leaf an
 //! X.509-SVID (`svid.rs`), do we hold roots for the trust domain that it claims, does it chain to one of
 //! *them*, and is it somebody we accept here. After the handshake [`peer_of`] gives the proven identity.
-//! Any failure is a [`TlsError`] that names the rule and the offending value; [`cause_of`] finds it
-//! again in the I/O error that the handshake ends with.
+//! Any failure is a [`TlsError`] that names the rule and the offending value; [`cause_of`] and
+//! [`reason_of`] find it again in the I/O error that the handshake ends with.
 
 mod bundle;
 mod certificate;
@@ -18,7 +18,12 @@ mod verify;
 pub use bundle::TrustBundles;
 pub use certificate::Certificate;
 pub use config::{ClientTemplate, client_config, peer_of, server_config, server_config_accepting};
-pub use error::{TlsError, cause_of, cause_of_tls};
+pub use error::{TlsError, cause_of, cause_of_tls, reason_of};
 pub use provider::provider;
 pub use svid::peer_identity;
 pub use verify::{Accept, verify_chain};
+
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;

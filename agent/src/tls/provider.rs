@@ -37,7 +37,7 @@ pub(super) fn suites(aes_in_hardware: bool) -> Vec<SupportedCipherSuite> {
     chacha.into_iter().chain(aes).collect()
 }
 
-fn aes_in_hardware() -> bool {
+pub(super) fn aes_in_hardware() -> bool {
     #[cfg(target_arch = "x86_64")]
     return std::arch::is_x86_feature_detected!("aes") && std::arch::is_x86_feature_detected!("pclmulqdq");
     #[cfg(target_arch = "aarch64")]

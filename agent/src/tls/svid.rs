@@ -16,8 +16,8 @@ use x509_parser::prelude::{ASN1Time, FromDer};
 use x509_parser::x509::X509Version;
 
 use super::TlsError;
-use super::error::shorten;
 use crate::model::SpiffeId;
+use crate::model::spiffe::shorten;
 
 /// The identity that the first certificate of `chain` claims, if that certificate is an X.509-SVID.
 ///

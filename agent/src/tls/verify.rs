@@ -16,6 +16,7 @@ use webpki::{
 use super::bundle::Root;
 use super::svid::{self, Svid};
 use super::{TlsError, TrustBundles, provider};
+use crate::model::spiffe::shorten;
 use crate::model::{SpiffeId, TrustDomain};
 
 /// Who may be at the other end, once it has proven who it is.
@@ -66,13 +67,9 @@ fn check_path(
     now: UnixTime,
     identity: &SpiffeId,
 ) -> Result<(), TlsError> {
-    let broken = |why: String| TlsError::Chain { identity: identity.clone(), why };
     let at = UNIX_EPOCH + Duration::from_secs(now.as_secs());
     let anchors: Vec<TrustAnchor<'_>> =
         roots.iter().filter(|r| r.is_valid_at(at)).map(|r| r.anchor.clone()).collect();
-    if anchors.is_empty() {
-        return Err(broken("every root that is held for it has expired, or is not valid yet".into()));
-    }
     let leaf = EndEntityCert::try_from(leaf).map_err(|e| TlsError::Malformed(e.to_string()))?;
     leaf.verify_for_usage(
         provider().signature_verification_algorithms.all,
@@ -90,9 +87,26 @@ fn check_path(
         webpki::Error::CertNotValidYet { time, not_before } => {
             TlsError::NotYetValid { identity: identity.clone(), not_before, now: time }
         }
-        other => broken(other.to_string()),
+        other => TlsError::Chain {
+            identity: identity.clone(),
+            why: in_words(&other, anchors.len(), roots.len() - anchors.len()),
+        },
     })?;
     Ok(())
+}
+
+fn in_words(error: &webpki::Error, valid: usize, outdated: usize) -> String {
+    match error {
+        webpki::Error::UnknownIssuer if outdated > 0 => {
+            format!("none of {valid} roots signed it; {outdated} more do not count, being out of date")
+        }
+        webpki::Error::UnknownIssuer => format!("none of {valid} roots signed it"),
+        webpki::Error::InvalidSignatureForPublicKey => {
+            "a signature is not by the key of the issuer that it names".into()
+        }
+        webpki::Error::EndEntityUsedAsCa => "one of those above it may not sign certificates".into(),
+        other => shorten(&other.to_string()),
+    }
 }
 
 /// webpki takes CA:TRUE for leave to sign and does not look at key usage; X509-SVID asks for keyCertSign.
@@ -148,7 +162,7 @@ impl Accept {
 
 fn list<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
     let items: Vec<String> = items.into_iter().map(|i| i.to_string()).collect();
-    super::error::shorten(&items.join(", "))
+    shorten(&items.join(", "))
 }
 
 /// Stands in both configurations; which trait rustls calls it by says which end we are.

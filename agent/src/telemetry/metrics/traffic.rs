@@ -72,7 +72,7 @@ impl Traffic {
         Self {
             table: Mutex::default(),
             hasher: RandomState::new(),
-            evict_after: config.evict_after(),
+            evict_after: config.evict_after,
             // Folded series need a place too.
             max_series: config.max_label_sets.max(FOLDED_SERIES),
             started: Instant::now(),

@@ -1,0 +1,38 @@
+//! What the kernel knows of destinations: published with every snapshot, taught between two.
+
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::bpf::{BpfError, Kernel};
+use crate::discovery::Snapshot;
+use crate::model::Destination;
+
+/// The one place that writes destinations, so that a lesson from an old snapshot never outlives the
+/// snapshot that refutes it.
+pub struct Destinations {
+    kernel: Arc<dyn Kernel>,
+    /// The revision that the kernel's view is made of.
+    published: Mutex<u64>,
+}
+
+impl Destinations {
+    pub fn new(kernel: Arc<dyn Kernel>) -> Self {
+        Self { kernel, published: Mutex::new(0) }
+    }
+
+    /// Replaces all that was published and taught before.
+    pub fn publish(&self, snapshot: &Snapshot) -> Result<(), BpfError> {
+        let mut published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
+        let view = snapshot.kernel_destinations();
+        self.kernel.set_ranges(&view.ranges)?;
+        self.kernel.set_destinations(&view.known)?;
+        *published = snapshot.revision();
+        Ok(())
+    }
+
+    /// Tells of one more address that was found not to be the mesh's under `revision`.
+    pub fn teach_leave(&self, revision: u64, ip: IpAddr) -> Result<(), BpfError> {
+        let published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
+        if *published == revision { self.kernel.teach(ip, Destination::Leave) } else { Ok(()) }
+    }
+}

@@ -1,0 +1,112 @@
+//! Enrols one pod: namespace checked, certificate held, routing given, listeners open, kernel told, in
+//! that order, so that a pod that is enrolled is ready for traffic.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::destinations::Destinations;
+use super::enrolled::{self, EnrolledPod};
+use super::listeners::{ListenError, Listeners};
+use super::manager::Started;
+use super::plumbing::{self, Numbers, Wanted};
+use crate::bpf::{BpfError, Kernel};
+use crate::certs::{self, CertError};
+use crate::discovery::Snapshot;
+use crate::model::LocalPod;
+use crate::sys::SysError;
+use crate::sys::netns::Netns;
+
+/// What every enrolment uses.
+pub struct Setting {
+    pub kernel: Arc<dyn Kernel>,
+    pub destinations: Arc<Destinations>,
+    pub certs: certs::Manager,
+    pub wanted: Wanted,
+    pub numbers: Numbers,
+    /// How long a pod waits for its certificate before it is tried again later.
+    pub certificate_wait: Duration,
+    /// How long live connections of a pod that leaves may go on.
+    pub drain: Duration,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum EnrolError {
+    #[error("{0}; does the sandbox still run?")]
+    Namespace(#[source] SysError),
+    #[error("{path} is the host's own network namespace: a pod on the host's network is not meshed")]
+    HostNetwork { path: String },
+    #[error("{path} has none of the pod's addresses {wanted:?}, only {found:?}: it is another pod's")]
+    Stranger { path: String, wanted: Vec<IpAddr>, found: Vec<IpAddr> },
+    #[error("no certificate for {identity}: {source}")]
+    Certificate { identity: String, source: CertError },
+    #[error("no certificate for {identity} within {after:?}")]
+    CertificateLate { identity: String, after: Duration },
+    #[error("cannot give the namespace what capture needs: {0}")]
+    Plumbing(#[source] SysError),
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    #[error(transparent)]
+    Kernel(#[from] BpfError),
+}
+
+pub(super) async fn enrol(
+    setting: &Setting,
+    pod: Arc<LocalPod>,
+    snapshot: &Snapshot,
+) -> Result<Started, EnrolError> {
+    let netns = Netns::open(&pod.netns).map_err(EnrolError::Namespace)?;
+    let addresses = check_owner(&netns, &pod)?;
+
+    let lease = setting.certs.lease(&pod.identity);
+    let identity = || pod.identity.to_string();
+    tokio::time::timeout(setting.certificate_wait, lease.ready())
+        .await
+        .map_err(|_| EnrolError::CertificateLate { identity: identity(), after: setting.certificate_wait })?
+        .map_err(|source| EnrolError::Certificate { identity: identity(), source })?;
+
+    let plumbed = plumbing::install(&netns, &pod.addresses, setting.wanted, setting.numbers)
+        .map_err(EnrolError::Plumbing)?;
+    let listeners = Listeners::open(&netns, &*setting.kernel)?;
+    let cookie = netns.cookie();
+    let told = setting
+        .kernel
+        .enrol(&enrolled::row(&netns, &addresses, plumbed.capture))
+        .and_then(|()| setting.kernel.set_listeners(cookie, &listeners.as_kernel()))
+        .and_then(|()| setting.kernel.set_inbound(cookie, &snapshot.inbound_policy(&pod).kernel_plan()));
+    if let Err(e) = told {
+        // Half enrolled would be refused everything for good.
+        let _ = setting.kernel.unenrol(cookie);
+        return Err(e.into());
+    }
+    let listeners = listeners.accepting()?;
+    let pod = EnrolledPod {
+        pod,
+        netns,
+        lease,
+        capture: plumbed.capture,
+        keeps_source: plumbed.keeps_source,
+        ended: CancellationToken::new(),
+        acceptors: TaskTracker::new(),
+        tasks: TaskTracker::new(),
+        leaving: CancellationToken::new(),
+        cut: CancellationToken::new(),
+    };
+    Ok(Started { pod: Arc::new(pod), listeners })
+}
+
+/// The addresses of the namespace, after checking that it is a pod's and this pod's.
+fn check_owner(netns: &Netns, pod: &LocalPod) -> Result<Vec<IpAddr>, EnrolError> {
+    let path = || netns.path().display().to_string();
+    if netns.is_home() {
+        return Err(EnrolError::HostNetwork { path: path() });
+    }
+    let found = netns.addresses().map_err(EnrolError::Namespace)?;
+    if !pod.addresses.iter().any(|a| found.contains(a)) {
+        return Err(EnrolError::Stranger { path: path(), wanted: pod.addresses.clone(), found });
+    }
+    Ok(enrolled::own_addresses(found, pod))
+}

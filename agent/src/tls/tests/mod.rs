@@ -1,0 +1,6 @@
+//! Handshakes between real rustls ends in memory, and certificates that nobody should survive parsing.
+
+mod handshakes;
+mod hello;
+mod hostile;
+mod rules;
