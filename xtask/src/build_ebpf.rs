@@ -52,9 +52,14 @@ fn sources(tools: &Bytecode) -> Result<String> {
     checkout::fingerprint(&paths, &format!("{} {}", tools.release, tools.linker.display()))
 }
 
-/// A cargo command of the kernel programs' own toolchain, to be given a verb's arguments.
+/// A cargo command on the kernel programs, with the toolchain that builds them.
 pub(crate) fn cargo(tools: &Bytecode, verb: &str) -> Command {
-    let mut cargo = Command::new(&tools.cargo);
+    with_program(tools, &tools.cargo, verb)
+}
+
+/// The same, run by a program that takes cargo's arguments.
+pub(crate) fn with_program(tools: &Bytecode, program: &Path, verb: &str) -> Command {
+    let mut cargo = Command::new(program);
     // We were started by another cargo and perhaps another toolchain, whose settings must not leak.
     for (name, _) in std::env::vars_os() {
         if name.to_str().is_some_and(is_build_setting) {
@@ -68,6 +73,7 @@ pub(crate) fn cargo(tools: &Bytecode, verb: &str) -> Command {
         cargo.env("RUSTC_BOOTSTRAP", "1");
     }
     cargo.env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", &tools.linker);
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", RUSTFLAGS);
     cargo.args([verb, "--release", "--target", "bpfel-unknown-none", "-Z", "build-std=core"]);
     cargo
 }
@@ -77,7 +83,7 @@ pub(crate) const RUSTFLAGS: &str = "-Cdebuginfo=2\x1f-Clink-arg=--btf";
 
 fn compile(tools: &Bytecode) -> Result<PathBuf> {
     let mut cargo = cargo(tools, "build");
-    cargo.arg("--message-format=json-render-diagnostics").env("CARGO_ENCODED_RUSTFLAGS", RUSTFLAGS);
+    cargo.arg("--message-format=json-render-diagnostics");
     let out = cargo.stderr(Stdio::inherit()).output().context("start the kernel programs' cargo")?;
     if !out.status.success() {
         bail!("`{}` ended with {}", process::line(&cargo), out.status);

@@ -19,6 +19,14 @@ pub(crate) fn target(path: &str) -> PathBuf {
     root().join("target").join(path)
 }
 
+/// The folder that cargo builds the host workspace in.
+pub(crate) fn cargo_target() -> PathBuf {
+    match std::env::var_os("CARGO_TARGET_DIR") {
+        Some(dir) => root().join(dir),
+        None => root().join("target"),
+    }
+}
+
 /// A number that changes when a file under `paths` changes its content or name, or when `salt`
 /// does. Folders named `target` are left out.
 pub(crate) fn fingerprint(paths: &[PathBuf], salt: &str) -> Result<String> {

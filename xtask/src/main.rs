@@ -1,10 +1,17 @@
 //! `cargo xtask`: every command that a developer or CI runs, one file each.
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+mod bench;
+mod build;
 mod build_ebpf;
 mod checkout;
+mod demo;
+mod layers;
+mod lint;
 mod process;
 mod setup;
 
@@ -22,11 +29,31 @@ struct Xtask {
 enum Command {
     Setup(setup::Setup),
     BuildEbpf(build_ebpf::BuildEbpf),
+    Build(build::Build),
+    Demo(demo::Demo),
+    Lint(lint::Lint),
+    Layers(layers::Layers),
+    Bench(bench::Bench),
 }
 
-fn main() -> Result<()> {
-    match Xtask::parse().command {
+fn main() -> ExitCode {
+    match run(Xtask::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
         Command::Setup(it) => it.run(),
         Command::BuildEbpf(it) => it.run(),
+        Command::Build(it) => it.run(),
+        Command::Demo(it) => it.run(),
+        Command::Lint(it) => it.run(),
+        Command::Layers(it) => it.run(),
+        Command::Bench(it) => it.run(),
     }
 }

@@ -55,8 +55,8 @@ fn build(rustc_llvm: u32) -> Result<()> {
     let (llvm, prefix) = llvm_prefix(rustc_llvm)?;
     let tools = checkout::target("tools");
     process::step(&format!("build bpf-linker {VERSION} with LLVM {llvm} (about a minute)"), || {
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["install", "bpf-linker", "--version", VERSION, "--locked", "--quiet", "--force"]);
+        let mut cargo = crate::build::cargo("install");
+        cargo.args(["bpf-linker", "--version", VERSION, "--locked", "--force"]);
         cargo.args(["--no-default-features", "--features", &format!("llvm-{llvm}")]);
         cargo.arg("--root").arg(&tools).arg("--target-dir").arg(tools.join("build"));
         // LLVM_SYS_*_PREFIX, which the linker's own build script reads, does not lead it there.

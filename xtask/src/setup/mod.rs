@@ -112,6 +112,35 @@ pub(crate) fn vm_tools() -> Result<()> {
     packages::need(&[("ip", "iproute2"), ("qemu-system-x86_64", "qemu-system-x86"), ("xz", "xz-utils")])
 }
 
+/// The clippy that belongs to the kernel programs' rustc. rustup installs it by default; Debian's is
+/// a small package.
+pub(crate) fn clippy(tools: &Bytecode) -> Option<PathBuf> {
+    let clippy = tools.cargo.with_file_name("cargo-clippy");
+    let debian = tools.cargo.starts_with("/usr/bin");
+    if !clippy.exists() && debian && packages::may_install() {
+        packages::install(&["rust-web-clippy"]).ok()?;
+    }
+    clippy.exists().then_some(clippy)
+}
+
+/// cargo-deny, in `PATH` or built into the checkout's `target/tools`.
+pub(crate) fn cargo_deny() -> Result<PathBuf> {
+    const VERSION: &str = "0.20.2";
+    let ours = checkout::target("tools/bin/cargo-deny");
+    if let Some(found) = process::find("cargo-deny").or_else(|| ours.exists().then(|| ours.clone())) {
+        return Ok(found);
+    }
+    process::step(&format!("build cargo-deny {VERSION} (about two minutes)"), || {
+        // Unoptimised: it builds in half the time and reads one lock file.
+        let mut cargo = crate::build::cargo("install");
+        cargo.args(["cargo-deny", "--version", VERSION, "--locked", "--debug"]);
+        cargo.arg("--root").arg(checkout::target("tools"));
+        process::run(cargo.arg("--target-dir").arg(checkout::target("tools/build")))
+    })?;
+    let _ = fs::remove_dir_all(checkout::target("tools/build"));
+    Ok(ours)
+}
+
 fn recall() -> Option<Bytecode> {
     let known: Bytecode = serde_json::from_slice(&fs::read(noted()).ok()?).ok()?;
     let now = vec![checkout::identity(&known.rustc), checkout::identity(&known.linker)];
