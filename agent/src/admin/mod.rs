@@ -1,1 +1,129 @@
+//! What an operator, a kubelet and Prometheus ask the agent.
+//!
+//! State goes out as JSON over a Unix socket that only root may open; readiness and metrics go out over
+//! TCP, where anybody on the network may ask, so nothing else is there.
 
+mod routes;
+mod server;
+mod sources;
+mod unix;
+pub mod views;
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+pub use sources::Sources;
+use unix::UnixSocket;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct AdminConfig {
+    /// The Unix socket of `underpass status` and its sisters. Two agents need two.
+    pub socket: PathBuf,
+    /// Where `/healthz/ready` answers; `null` for nowhere.
+    pub health: Option<SocketAddr>,
+    /// Where `/metrics` answers; `null` for nowhere.
+    pub metrics: Option<SocketAddr>,
+}
+
+/// Where the agent's socket is when nobody says otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/underpass/admin.sock";
+
+impl Default for AdminConfig {
+    fn default() -> Self {
+        let any = |port| SocketAddr::from(([0u16; 8], port));
+        // Istio's ports, so that its dashboards and scrape configurations fit.
+        Self { socket: DEFAULT_SOCKET.into(), health: Some(any(15021)), metrics: Some(any(15020)) }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    #[error(
+        "another agent answers at {0}; stop it, or give this one its own admin.socket (and its own pins)"
+    )]
+    InUse(PathBuf),
+    #[error("{0} exists and is not a socket; move it away, or set admin.socket elsewhere")]
+    NotASocket(PathBuf),
+    #[error(
+        "cannot {call} {path}: {source}; the agent needs a folder of its own there, such as /run/underpass"
+    )]
+    Socket { call: &'static str, path: PathBuf, source: io::Error },
+    #[error(
+        "cannot listen on {address} for {what}: {source}; set admin.{what} to a free address, or to null"
+    )]
+    Listen { what: &'static str, address: SocketAddr, source: io::Error },
+}
+
+/// Everything that the agent's administration listens on, before it answers.
+pub struct Admin {
+    socket: UnixSocket,
+    health: Option<TcpListener>,
+    metrics: Option<TcpListener>,
+}
+
+impl Admin {
+    /// Opens the listeners. Needs a Tokio runtime.
+    pub async fn bind(config: &AdminConfig) -> Result<Self, AdminError> {
+        let socket = UnixSocket::bind(&config.socket)?;
+        let health = listen("health", config.health).await?;
+        // One address may serve both.
+        let metrics = if config.metrics == config.health && fixed(config.health) {
+            None
+        } else {
+            listen("metrics", config.metrics).await?
+        };
+        Ok(Self { socket, health, metrics })
+    }
+
+    /// Where `/healthz/ready` answers, with the port that the kernel chose if none was asked for.
+    pub fn health_address(&self) -> Option<SocketAddr> {
+        self.health.as_ref().and_then(|l| l.local_addr().ok())
+    }
+
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics.as_ref().or(self.health.as_ref()).and_then(|l| l.local_addr().ok())
+    }
+
+    /// Answers until `stop`, which should be the last thing to be cancelled: readiness and state matter
+    /// most while the agent drains.
+    pub async fn serve(self, sources: Arc<Sources>, stop: CancellationToken) {
+        let (health, metrics) = (routes::health(&sources), routes::metrics(&sources));
+        let (on_health, on_metrics) = match (self.health, self.metrics) {
+            (Some(both), None) => (Some((both, health.merge(metrics))), None),
+            (apart, other) => (apart.map(|l| (l, health)), other.map(|l| (l, metrics))),
+        };
+        tokio::join!(
+            server::serve(self.socket, routes::state(&sources), stop.clone()),
+            serve_tcp(on_health, stop.clone()),
+            serve_tcp(on_metrics, stop),
+        );
+    }
+}
+
+async fn serve_tcp(on: Option<(TcpListener, axum::Router)>, stop: CancellationToken) {
+    if let Some((listener, router)) = on {
+        server::serve(listener, router, stop).await;
+    }
+}
+
+/// Port 0 gives two listeners two ports.
+fn fixed(address: Option<SocketAddr>) -> bool {
+    address.is_some_and(|a| a.port() != 0)
+}
+
+async fn listen(what: &'static str, address: Option<SocketAddr>) -> Result<Option<TcpListener>, AdminError> {
+    let Some(address) = address else { return Ok(None) };
+    let listener = TcpListener::bind(address).await;
+    listener.map(Some).map_err(|source| AdminError::Listen { what, address, source })
+}
+
+#[cfg(test)]
+mod tests;

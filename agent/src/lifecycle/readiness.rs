@@ -23,7 +23,6 @@ pub struct Guard {
 
 /// A guard as `/healthz/ready` shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
 pub struct Pending {
     pub name: String,
     /// What it waits for; empty when it has not said.

@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 pub use access::Format;
+pub use access::clock::rfc3339;
 pub use config::{AccessLogConfig, LogConfig, MetricsConfig, TelemetryConfig};
 pub use metrics::own::{FlowLeftAlone, SourceHealth};
 pub use metrics::{CATALOGUE, Kind, MetricInfo};

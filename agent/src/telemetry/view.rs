@@ -8,7 +8,6 @@ use serde::Serialize;
 use crate::model::{ConnectionId, Direction, PodUid, SpiffeId};
 
 #[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
 pub struct ConnectionView {
     pub id: ConnectionId,
     pub direction: Direction,
@@ -44,7 +43,6 @@ pub enum ConnectionState {
 }
 
 #[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
 pub struct PartyView {
     pub addr: SocketAddr,
     #[serde(skip_serializing_if = "Option::is_none")]

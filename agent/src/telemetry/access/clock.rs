@@ -2,7 +2,8 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-pub(in crate::telemetry) fn rfc3339(time: SystemTime) -> String {
+/// As the access log writes it: UTC, with microseconds.
+pub fn rfc3339(time: SystemTime) -> String {
     let mut out = Vec::with_capacity(LEN);
     push_rfc3339(&mut out, time);
     String::from_utf8(out).unwrap_or_default()

@@ -34,17 +34,17 @@ pub(super) const PODS: MetricInfo =
     gauge("underpass_pods_enrolled", &[], "Pods of this node that are meshed now");
 pub(super) const PASSTHROUGH_CONNECTIONS: MetricInfo = counter(
     "underpass_passthrough_connections_total",
-    &["namespace", "pod"],
+    &["direction", "namespace", "pod"],
     "Closed connections of meshed pods that the kernel left alone: plain TCP, never seen by the agent",
 );
 pub(super) const PASSTHROUGH_SENT: MetricInfo = counter(
     "underpass_passthrough_sent_bytes_total",
-    &["namespace", "pod"],
+    &["direction", "namespace", "pod"],
     "Bytes that meshed pods sent on connections left alone, counted when they close",
 );
 pub(super) const PASSTHROUGH_RECEIVED: MetricInfo = counter(
     "underpass_passthrough_received_bytes_total",
-    &["namespace", "pod"],
+    &["direction", "namespace", "pod"],
     "Bytes that meshed pods received on connections left alone, counted when they close",
 );
 pub(super) const SOURCE_REVISION: MetricInfo = gauge(
@@ -87,7 +87,9 @@ pub(super) const FOLDED: MetricInfo = counter(
 /// A connection that the kernel left alone, as its flow record tells when it closes.
 #[derive(Clone, Copy, Debug)]
 pub struct FlowLeftAlone<'a> {
-    /// The meshed pod that dialled.
+    /// Outbound when the pod dialled.
+    pub direction: Direction,
+    /// The meshed pod.
     pub namespace: &'a str,
     pub pod: &'a str,
     pub sent: u64,
@@ -156,7 +158,7 @@ impl Own {
     }
 
     pub(in crate::telemetry) fn flow_left_alone(&self, flow: &FlowLeftAlone<'_>) {
-        let labels = [flow.namespace, flow.pod];
+        let labels = [flow.direction.as_str(), flow.namespace, flow.pod];
         self.passthrough_connections.with_label_values(&labels).inc();
         self.passthrough_sent.with_label_values(&labels).inc_by(flow.sent);
         self.passthrough_received.with_label_values(&labels).inc_by(flow.received);
@@ -164,8 +166,10 @@ impl Own {
 
     pub(in crate::telemetry) fn forget_pod(&self, namespace: &str, pod: &str) {
         for family in [&self.passthrough_connections, &self.passthrough_sent, &self.passthrough_received] {
-            // A pod that left nothing alone has no series.
-            let _ = family.remove_label_values(&[namespace, pod]);
+            for direction in DIRECTIONS {
+                // A pod that left nothing alone has no series.
+                let _ = family.remove_label_values(&[direction.as_str(), namespace, pod]);
+            }
         }
     }
 
@@ -184,7 +188,7 @@ impl Own {
 
     /// Copies in what others count.
     pub(super) fn at_scrape(&self, live: &[Arc<Live>], log: QueueStats, traffic: &Traffic) {
-        for direction in [Direction::Outbound, Direction::Inbound] {
+        for direction in DIRECTIONS {
             let open = live.iter().filter(|c| c.opened.direction == direction).count();
             self.connections
                 .with_label_values(&[direction.as_str()])
@@ -198,6 +202,8 @@ impl Own {
         catch_up(&self.folded, traffic.folded());
     }
 }
+
+const DIRECTIONS: [Direction; 2] = [Direction::Outbound, Direction::Inbound];
 
 /// The build's commit, when whoever built it said so.
 const REVISION: &str = match option_env!("UNDERPASS_REVISION") {

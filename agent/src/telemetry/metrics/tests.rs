@@ -247,7 +247,13 @@ fn a_hostile_label_value_stays_in_its_quotes() {
 fn the_agents_own_numbers() {
     let (telemetry, output) = telemetry(|_| {});
     telemetry.refused(Direction::Outbound, Cause::NoCertificate);
-    let flow = FlowLeftAlone { namespace: "shop", pod: "client-1", sent: 5, received: 7 };
+    let flow = FlowLeftAlone {
+        direction: Direction::Outbound,
+        namespace: "shop",
+        pod: "client-1",
+        sent: 5,
+        received: 7,
+    };
     telemetry.flow_left_alone(&flow);
     telemetry.flow_left_alone(&flow);
     telemetry.source("file", SourceHealth::Accepted { revision: 3 });
@@ -284,7 +290,13 @@ fn the_catalogue_is_what_is_rendered() {
     let (telemetry, _) = telemetry(|_| {});
     // Something of everything.
     connect(&telemetry, Direction::Outbound).finish(Cause::Internal, None);
-    telemetry.flow_left_alone(&FlowLeftAlone { namespace: "n", pod: "p", sent: 0, received: 0 });
+    telemetry.flow_left_alone(&FlowLeftAlone {
+        direction: Direction::Outbound,
+        namespace: "n",
+        pod: "p",
+        sent: 0,
+        received: 0,
+    });
     telemetry.source("file", SourceHealth::Accepted { revision: 1 });
     telemetry.source("file", SourceHealth::Refused);
     let text = telemetry.metrics_text().unwrap();
