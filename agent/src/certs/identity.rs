@@ -58,7 +58,7 @@ impl Identity {
         self.server.clone()
     }
 
-    /// For dialling a tunnel to somebody who must prove one of `expected`. Cheap enough (about a
+    /// For dialling a tunnel to somebody who must prove one of `expected`. Cheap enough (well under a
     /// microsecond) to be made for every tunnel, so nothing is cached.
     pub fn client_config(&self, expected: &[SpiffeId]) -> Result<Arc<ClientConfig>, TlsError> {
         self.client.expecting(expected)

@@ -22,3 +22,6 @@ pub use manager::{Config, Lease, Manager};
 pub use renewal::{backoff, renewal_due, retry_at};
 pub use root_files::RootError;
 pub use view::{CertState, CertView};
+
+#[cfg(test)]
+mod tests;

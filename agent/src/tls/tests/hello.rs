@@ -79,6 +79,19 @@ fn groups_are_settled_in_one_flight_and_sessions_are_not_resumed() {
 }
 
 #[test]
+fn whoever_would_like_to_resume_gets_no_ticket() {
+    let root = Authority::root();
+    let server = server_config(&root.certificate(B), &bundles(&[("mesh.test", &root)])).unwrap();
+    let eager = gullible_client(&root.leaf(A, |_| {}));
+    for _ in 0..2 {
+        let done = handshake(eager.clone(), server.clone());
+        done.client_end.and(done.server_end).unwrap();
+        assert_eq!(done.client.tls13_tickets_received(), 0);
+        assert_eq!(done.server.handshake_kind(), Some(HandshakeKind::Full));
+    }
+}
+
+#[test]
 fn our_server_refuses_what_it_does_not_speak() {
     let root = Authority::root();
     let trust = bundles(&[("mesh.test", &root)]);
@@ -133,7 +146,8 @@ fn answer(server: &Arc<rustls::ServerConfig>, hello: &[u8]) -> Result<(), rustls
 fn recorded_hello() -> Vec<u8> {
     let root = Authority::root();
     let config = client_config(&root.certificate(A), &bundles(&[("mesh.test", &root)]), &[id(B)]).unwrap();
-    let name = ServerName::try_from("192.0.2.1").unwrap();
+    // A name that rustls would put into SNI.
+    let name = ServerName::try_from("cart.shop.svc").unwrap();
     let mut wire = Vec::new();
     ClientConnection::new(config, name).unwrap().write_tls(&mut wire).unwrap();
     wire
