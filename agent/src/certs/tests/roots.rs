@@ -62,7 +62,7 @@ fn roots_that_cannot_be_used_are_refused_with_the_reason() {
         ("no key", |c| remove(&c.root_key), |e| matches!(e, RootError::Half { .. }), "root.key is not"),
         (
             "the key of another root",
-            |c| replace(&c.root_key, &fs::read(&other_root().root_key).unwrap()),
+            |c| replace(&c.root_key, &other_key(c)),
             |e| matches!(e, RootError::Unusable { .. }),
             "not the key of",
         ),
@@ -128,11 +128,15 @@ fn roots_that_cannot_be_used_are_refused_with_the_reason() {
     assert!(scratch.names().is_empty());
 }
 
-fn other_root() -> EmbeddedConfig {
-    // Kept until the process ends: the table's functions capture nothing.
-    static OTHER: std::sync::LazyLock<Scratch> = std::sync::LazyLock::new(Scratch::new);
-    EmbeddedIssuer::open(&OTHER.config()).unwrap();
-    OTHER.config()
+/// The key of another root, made beside the first.
+fn other_key(beside: &EmbeddedConfig) -> Vec<u8> {
+    let other = EmbeddedConfig {
+        root_certificate: beside.root_certificate.with_file_name("other.pem"),
+        root_key: beside.root_key.with_file_name("other.key"),
+        ..beside.clone()
+    };
+    EmbeddedIssuer::open(&other).unwrap();
+    fs::read(&other.root_key).unwrap()
 }
 
 fn remove(path: &Path) {
