@@ -50,6 +50,20 @@ impl LogControl {
     }
 }
 
+/// A control that is tied to no log, for tests of whoever uses one.
+#[cfg(test)]
+pub(crate) fn detached(filter: &str) -> LogControl {
+    let filter = Arc::new(std::sync::Mutex::new(parse(filter).unwrap()));
+    let kept = Arc::clone(&filter);
+    LogControl {
+        get: Arc::new(move || kept.lock().unwrap().to_string()),
+        set: Arc::new(move |new| {
+            *filter.lock().unwrap() = new;
+            Ok(())
+        }),
+    }
+}
+
 fn subscriber<W>(
     config: &LogConfig,
     output: W,
