@@ -14,6 +14,8 @@ mod layers;
 mod lint;
 mod process;
 mod setup;
+mod test;
+mod vm;
 
 /// The commands of the Underpass checkout.
 ///
@@ -31,8 +33,10 @@ enum Command {
     BuildEbpf(build_ebpf::BuildEbpf),
     Build(build::Build),
     Demo(demo::Demo),
+    Test(test::Test),
     Lint(lint::Lint),
     Layers(layers::Layers),
+    Vm(vm::Vm),
     Bench(bench::Bench),
 }
 
@@ -52,8 +56,10 @@ fn run(command: Command) -> Result<()> {
         Command::BuildEbpf(it) => it.run(),
         Command::Build(it) => it.run(),
         Command::Demo(it) => it.run(),
+        Command::Test(it) => it.run(),
         Command::Lint(it) => it.run(),
         Command::Layers(it) => it.run(),
+        Command::Vm(it) => it.run(),
         Command::Bench(it) => it.run(),
     }
 }

@@ -16,12 +16,17 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 
 /// Runs and returns what the program printed; on failure its error output is in the error.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
+    Ok(String::from_utf8_lossy(&bytes(command)?).into_owned())
+}
+
+/// Like [`output`], for what is no text.
+pub(crate) fn bytes(command: &mut Command) -> Result<Vec<u8>> {
     let out = command.stdin(Stdio::null()).output().with_context(|| format!("start `{}`", line(command)))?;
     if !out.status.success() {
         let said = String::from_utf8_lossy(&out.stderr);
         bail!("`{}` ended with {}: {}", line(command), out.status, said.trim());
     }
-    Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+    Ok(out.stdout)
 }
 
 /// Like [`run`], and kills the program (not its children) after `limit`.

@@ -30,9 +30,14 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
         if process::run(&mut apt_install(packages)).is_ok() {
             return Ok(());
         }
-        process::run(&mut apt("update"))?;
+        update()?;
         process::run(&mut apt_install(packages))
     })
+}
+
+/// Fetches the package lists.
+pub(crate) fn update() -> Result<()> {
+    process::run(&mut apt("update"))
 }
 
 /// The command that installs them, as one would type it.
