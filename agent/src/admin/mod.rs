@@ -10,7 +10,7 @@ mod unix;
 pub mod views;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -22,15 +22,17 @@ use tokio_util::sync::CancellationToken;
 pub use sources::Sources;
 use unix::UnixSocket;
 
+/// How operators and the node's supervisor ask the agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct AdminConfig {
-    /// The Unix socket of `underpass status` and its sisters. Two agents need two.
+    /// The Unix socket of the operator's commands (`underpass status` and its sisters). Two agents
+    /// need two.
     pub socket: PathBuf,
-    /// Where `/healthz/ready` answers; `null` for nowhere.
-    pub health: Option<SocketAddr>,
-    /// Where `/metrics` answers; `null` for nowhere.
-    pub metrics: Option<SocketAddr>,
+    /// Where /healthz/ready answers; null for nowhere. `[::]` takes IPv4 too.
+    pub health_address: Option<SocketAddr>,
+    /// Where /metrics answers; null for nowhere. May be the same as healthAddress.
+    pub metrics_address: Option<SocketAddr>,
 }
 
 /// Where the agent's socket is when nobody says otherwise.
@@ -40,7 +42,11 @@ impl Default for AdminConfig {
     fn default() -> Self {
         let any = |port| SocketAddr::from(([0u16; 8], port));
         // Istio's ports, so that its dashboards and scrape configurations fit.
-        Self { socket: DEFAULT_SOCKET.into(), health: Some(any(15021)), metrics: Some(any(15020)) }
+        Self {
+            socket: DEFAULT_SOCKET.into(),
+            health_address: Some(any(15021)),
+            metrics_address: Some(any(15020)),
+        }
     }
 }
 
@@ -57,7 +63,7 @@ pub enum AdminError {
     )]
     Socket { call: &'static str, path: PathBuf, source: io::Error },
     #[error(
-        "cannot listen on {address} for {what}: {source}; set admin.{what} to a free address, or to null"
+        "cannot listen on {address} for {what}: {source}; set admin.{what}Address to a free address, or to null"
     )]
     Listen { what: &'static str, address: SocketAddr, source: io::Error },
 }
@@ -73,12 +79,12 @@ impl Admin {
     /// Opens the listeners. Needs a Tokio runtime.
     pub async fn bind(config: &AdminConfig) -> Result<Self, AdminError> {
         let socket = UnixSocket::bind(&config.socket)?;
-        let health = listen("health", config.health).await?;
+        let health = listen("health", config.health_address).await?;
         // One address may serve both.
-        let metrics = if config.metrics == config.health && fixed(config.health) {
+        let metrics = if config.metrics_address == config.health_address && fixed(config.health_address) {
             None
         } else {
-            listen("metrics", config.metrics).await?
+            listen("metrics", config.metrics_address).await?
         };
         Ok(Self { socket, health, metrics })
     }
@@ -121,8 +127,16 @@ fn fixed(address: Option<SocketAddr>) -> bool {
 
 async fn listen(what: &'static str, address: Option<SocketAddr>) -> Result<Option<TcpListener>, AdminError> {
     let Some(address) = address else { return Ok(None) };
-    let listener = TcpListener::bind(address).await;
+    let mut listener = TcpListener::bind(address).await;
+    if listener.is_err() && address.ip() == Ipv6Addr::UNSPECIFIED && !has_ipv6() {
+        listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await;
+    }
     listener.map(Some).map_err(|source| AdminError::Listen { what, address, source })
+}
+
+/// Whether the kernel was started with IPv6.
+fn has_ipv6() -> bool {
+    std::net::UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).is_ok()
 }
 
 #[cfg(test)]

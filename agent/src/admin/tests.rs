@@ -52,7 +52,7 @@ impl Drop for Folder {
 
 fn config(folder: &Path) -> AdminConfig {
     let any = Some("127.0.0.1:0".parse().unwrap());
-    AdminConfig { socket: folder.join("run/admin.sock"), health: any, metrics: any }
+    AdminConfig { socket: folder.join("run/admin.sock"), health_address: any, metrics_address: any }
 }
 
 async fn agent() -> Agent {
@@ -307,7 +307,7 @@ async fn the_network_sees_readiness_and_metrics_and_nothing_else() {
 async fn one_address_may_serve_health_and_metrics() {
     let folder = Folder::new();
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let both = AdminConfig { health: Some(free), metrics: Some(free), ..config(&folder.0) };
+    let both = AdminConfig { health_address: Some(free), metrics_address: Some(free), ..config(&folder.0) };
     let admin = Admin::bind(&both).await.unwrap();
     assert_eq!((admin.health_address(), admin.metrics_address()), (Some(free), Some(free)));
     let stop = CancellationToken::new();
@@ -333,7 +333,7 @@ async fn only_the_owner_may_open_the_socket_and_it_goes_with_the_agent() {
 #[tokio::test]
 async fn a_dead_agents_socket_is_replaced_and_a_live_ones_is_not() {
     let folder = Folder::new();
-    let config = AdminConfig { health: None, metrics: None, ..config(&folder.0) };
+    let config = AdminConfig { health_address: None, metrics_address: None, ..config(&folder.0) };
     std::fs::create_dir(folder.0.join("run")).unwrap();
     drop(StdListener::bind(&config.socket).unwrap());
     assert!(config.socket.exists(), "std leaves the file behind, as a killed agent does");
@@ -349,7 +349,7 @@ async fn a_dead_agents_socket_is_replaced_and_a_live_ones_is_not() {
 #[tokio::test]
 async fn a_successors_socket_survives_its_predecessor() {
     let folder = Folder::new();
-    let config = AdminConfig { health: None, metrics: None, ..config(&folder.0) };
+    let config = AdminConfig { health_address: None, metrics_address: None, ..config(&folder.0) };
     let first = Admin::bind(&config).await.unwrap();
     std::fs::remove_file(&config.socket).unwrap();
     let _second = Admin::bind(&config).await.unwrap();
@@ -361,11 +361,11 @@ async fn a_successors_socket_survives_its_predecessor() {
 async fn a_taken_address_is_named_in_the_error() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let folder = Folder::new();
-    let config = AdminConfig { metrics: taken.local_addr().ok(), ..config(&folder.0) };
+    let config = AdminConfig { metrics_address: taken.local_addr().ok(), ..config(&folder.0) };
     let Err(error) = Admin::bind(&config).await else { panic!() };
     let text = error.to_string();
     assert!(text.contains(&taken.local_addr().unwrap().to_string()), "{text}");
-    assert!(text.contains("admin.metrics"), "{text}");
+    assert!(text.contains("admin.metricsAddress"), "{text}");
 }
 
 /// Half-open requests must not keep a kubelet's probe from being answered.

@@ -14,10 +14,11 @@ use serde::{Deserialize, Serialize};
 
 pub use example::{example, explained};
 pub use sections::{
-    Admin, Bpf, BpfLog, Capture, CapturePreference, Certificates, Cgroup, Discovery, Embedded, Keepalive,
-    Node, Proxy, Tunnel,
+    Bpf, BpfLog, Capture, CapturePreference, Certificates, Cgroup, Discovery, Embedded, Keepalive, Node,
+    Proxy, Tunnel,
 };
 
+use crate::admin::AdminConfig;
 use crate::discovery::yaml::{self, Invalid};
 use crate::telemetry::TelemetryConfig;
 
@@ -43,7 +44,7 @@ pub struct Config {
     /// Logs and metrics.
     pub telemetry: TelemetryConfig,
     /// How operators and the node's supervisor ask the agent.
-    pub admin: Admin,
+    pub admin: AdminConfig,
 }
 
 /// What the surroundings inject; a field of the file wins over it.

@@ -1,6 +1,5 @@
 //! The sections of the configuration, with their defaults.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -283,27 +282,5 @@ pub struct Keepalive {
 impl Default for Keepalive {
     fn default() -> Self {
         Self { idle: Duration::from_secs(180), interval: Duration::from_secs(180), probes: 9 }
-    }
-}
-
-/// How operators and the node's supervisor ask the agent.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
-pub struct Admin {
-    /// The Unix socket of the operator's commands.
-    pub socket: PathBuf,
-    /// Where /healthz/ready answers.
-    pub health_address: SocketAddr,
-    /// Where /metrics answers.
-    pub metrics_address: SocketAddr,
-}
-
-impl Default for Admin {
-    fn default() -> Self {
-        Self {
-            socket: "/run/underpass/admin.sock".into(),
-            health_address: SocketAddr::from(([0, 0, 0, 0], 15021)),
-            metrics_address: SocketAddr::from(([0, 0, 0, 0], 15020)),
-        }
     }
 }
