@@ -6,21 +6,28 @@
 //! next one ([`sweep`]). Outside this crate only `ip` of iproute2 is used.
 
 pub mod access_log;
+pub mod agent;
 pub mod binary;
 pub mod capture;
+pub mod demo;
 pub mod hbone;
 pub mod hostile;
 pub mod load;
+pub mod mesh;
 pub mod netns;
 pub mod packet;
 pub mod pki;
 pub mod root;
+pub mod settings;
 pub mod stories;
 pub mod sweep;
 pub mod topology;
 pub mod wait;
 pub mod work;
 
+pub use agent::Agent;
+pub use mesh::Mesh;
 pub use netns::Netns;
+pub use settings::Settings;
 pub use topology::{Node, Pod, Topology};
 pub use work::Server;

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Once;
+use std::sync::{Mutex, Once};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -39,6 +39,37 @@ pub fn remove(prefix: &str) {
         eprintln!("cleaning up: {e:#}");
     }
     let _ = std::fs::remove_dir_all(&dir);
+    MADE.lock().unwrap_or_else(|p| p.into_inner()).retain(|made| made != prefix);
+}
+
+/// From now on Ctrl-C and SIGTERM remove what this process made, and end it with 130.
+pub fn on_interrupt() {
+    std::thread::spawn(|| {
+        let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
+        runtime.block_on(async {
+            use tokio::signal::unix::{SignalKind, signal};
+            let (Ok(mut int), Ok(mut term)) =
+                (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+            else {
+                return;
+            };
+            tokio::select! { _ = int.recv() => {}, _ = term.recv() => {} }
+            eprintln!("interrupted: removing everything");
+            let made = MADE.lock().unwrap_or_else(|p| p.into_inner()).clone();
+            for prefix in &made {
+                remove(prefix);
+            }
+            std::process::exit(130);
+        });
+    });
+}
+
+/// Prefixes of the topologies that stand.
+static MADE: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// A topology with this prefix is about to be made.
+pub(crate) fn made(prefix: &str) {
+    MADE.lock().unwrap_or_else(|p| p.into_inner()).push(prefix.to_owned());
 }
 
 /// Removes, once per process, what processes that are no more left behind.

@@ -76,6 +76,7 @@ impl Topology {
     pub fn with_prefix(prefix: &str, nodes: &[&str], pods: &[(&str, &str)]) -> Result<Self> {
         ensure!((1..=2).contains(&nodes.len()), "a topology has one node or two");
         let dir = sweep::folder(prefix);
+        sweep::made(prefix);
         std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
         // From here on Drop cleans up whatever got made.
         let mut this = Self { prefix: prefix.into(), dir, nodes: vec![], pods: BTreeMap::new(), keep: false };

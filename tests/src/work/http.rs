@@ -1,7 +1,6 @@
 //! HTTP/1.1, as little of it as an unsuspecting application needs.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
 
 use super::server::{Conn, Handler};
 
@@ -20,7 +19,12 @@ impl Response {
 }
 
 /// One request on a connection that may be used again; `body` empty makes it a GET, else a POST.
-pub fn request(stream: &mut TcpStream, host: &str, path: &str, body: &[u8]) -> io::Result<Response> {
+pub fn request(
+    stream: &mut (impl Read + Write),
+    host: &str,
+    path: &str,
+    body: &[u8],
+) -> io::Result<Response> {
     let method = if body.is_empty() { "GET" } else { "POST" };
     let head = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {}\r\n\r\n", body.len());
     stream.write_all(&[head.as_bytes(), body].concat())?;

@@ -1,0 +1,78 @@
+//! The agent's configuration file, as the harness fills it in.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+/// What a story may want otherwise than usual.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// `auto`, `mark` or `loopback`.
+    pub capture: &'static str,
+    pub drain_deadline: Duration,
+    /// Levels by module for the process's log.
+    pub log: &'static str,
+    /// Whether connections are logged, one JSON line each.
+    pub access_log: bool,
+    /// Threads that carry connections; 0 leaves it to the agent.
+    pub workers: u16,
+    /// Where programs attach, relative to the cgroup v2 mount.
+    pub cgroup: &'static str,
+    /// How long a certificate is valid.
+    pub certificate_lifetime: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            capture: "auto",
+            drain_deadline: Duration::from_secs(5),
+            log: "info",
+            access_log: true,
+            workers: 0,
+            cgroup: "",
+            certificate_lifetime: Duration::from_secs(3600),
+        }
+    }
+}
+
+/// Files in the topology's folder that its agents share.
+pub const ROOT_CERTIFICATE: &str = "root-cert.pem";
+pub const ROOT_KEY: &str = "root-key.pem";
+
+impl Settings {
+    /// The file's text for one node.
+    pub fn text(&self, node: &str, instance: &str, dir: &Path) -> Result<String> {
+        let dir = dir.display();
+        let cgroup = cgroup_mount()?.join(self.cgroup);
+        let mut t = String::new();
+        let _ = writeln!(t, "node:\n  name: {node}");
+        let _ = writeln!(t, "cgroup:\n  path: {}", cgroup.display());
+        let _ = writeln!(t, "bpf:\n  instance: {instance}");
+        let _ = writeln!(t, "capture:\n  mode: {}", self.capture);
+        let _ = writeln!(t, "discovery:\n  file: {dir}/{node}.mesh.yaml\n  debounce: 20ms");
+        let _ = writeln!(t, "certificates:\n  embedded:");
+        let _ = writeln!(t, "    rootCertificate: {dir}/{ROOT_CERTIFICATE}\n    rootKey: {dir}/{ROOT_KEY}");
+        let _ = writeln!(t, "    lifetime: {}s", self.certificate_lifetime.as_secs());
+        let _ = writeln!(t, "proxy:\n  workers: {}", self.workers);
+        let _ = writeln!(t, "  drainDeadline: {}ms", self.drain_deadline.as_millis());
+        let _ = writeln!(t, "telemetry:\n  log:\n    filter: {}", self.log);
+        let _ = writeln!(t, "  accessLog:\n    enabled: {}\n    format: json", self.access_log);
+        let _ = writeln!(t, "    path: {dir}/{node}.access.json");
+        let _ = writeln!(t, "admin:\n  socket: {dir}/{node}.sock");
+        Ok(t)
+    }
+}
+
+/// Where cgroup v2 is mounted: not always at `/sys/fs/cgroup`, which version 1 may hold.
+pub fn cgroup_mount() -> Result<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").context("reading /proc/self/mounts")?;
+    let found = mounts.lines().find_map(|line| {
+        let mut fields = line.split(' ').skip(1);
+        let (path, kind) = (fields.next()?, fields.next()?);
+        (kind == "cgroup2").then(|| PathBuf::from(path))
+    });
+    found.context("no cgroup v2 hierarchy is mounted")
+}
