@@ -1,0 +1,20 @@
+//! The last stage: bytes between two ends until both ways are over, faithfully.
+//!
+//! Each way ends by itself: FIN becomes END_STREAM or FIN, and the other way goes on for as long as it
+//! likes. A reset at one end becomes a reset at the other, after the bytes that came before it. Memory is
+//! bounded whatever the readers do, and a connection on which nothing happens holds no buffer.
+
+mod backlog;
+mod outcome;
+mod plain;
+mod source;
+mod tcp;
+mod tunnelled;
+
+pub use outcome::{Outcome, Stop};
+pub use plain::copy_tcp;
+pub use tcp::reset;
+pub use tunnelled::copy;
+
+/// How long bytes that came before a reset may take to reach a reader who is slow, before the reset does.
+const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(1);

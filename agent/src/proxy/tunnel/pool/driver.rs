@@ -1,0 +1,159 @@
+//! The task of one tunnel: its handshake, then its frames, pings, idleness and end.
+
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use h2::client::{Connection, SendRequest};
+use tokio::time::timeout;
+
+use super::super::keepalive::{Beat, Keepalive};
+use super::super::{Chunk, ClientSettings, DialError, Transport, TunnelError};
+use super::Inner;
+use super::table::{Phase, Tunnel};
+
+pub(super) async fn run<F, T>(end: End, settings: ClientSettings, connect: F)
+where
+    F: Future<Output = Result<T, DialError>> + Send + 'static,
+    T: Transport,
+{
+    let tunnel = &end.tunnel;
+    let handshake = timeout(settings.connect_timeout, handshake(connect, &settings));
+    let outcome = tokio::select! {
+        outcome = handshake => outcome,
+        () = tunnel.closed() => return,
+    };
+    match outcome {
+        Ok(Ok((sender, connection))) => {
+            tunnel.phase.send_replace(Phase::Ready(sender));
+            drive(&end, connection, &settings).await;
+        }
+        Ok(Err(e)) => end.failed(e),
+        Err(_) => end.failed(TunnelError::ConnectTimeout(settings.connect_timeout)),
+    }
+}
+
+async fn handshake<F, T>(
+    connect: F,
+    settings: &ClientSettings,
+) -> Result<(SendRequest<Chunk>, Connection<T, Chunk>), TunnelError>
+where
+    F: Future<Output = Result<T, DialError>> + Send + 'static,
+    T: Transport,
+{
+    let transport = connect.await?;
+    settings.builder().handshake(transport).await.map_err(|e| TunnelError::Handshake(Arc::new(e)))
+}
+
+/// Until the connection ends, by whomever.
+async fn drive<T: Transport>(end: &End, mut connection: Connection<T, Chunk>, settings: &ClientSettings) {
+    let tunnel = &end.tunnel;
+    let Some(ping) = connection.ping_pong() else { return };
+    let mut keepalive = Keepalive::new(ping, &settings.keepalive);
+    let mut wished = pin!(tunnel.wished.notified());
+    let mut retiring = false;
+    poll_fn(|cx| {
+        while wished.as_mut().poll(cx).is_ready() {
+            wished.set(tunnel.wished.notified());
+        }
+        if tunnel.is_closed() {
+            return Poll::Ready(());
+        }
+        if tunnel.is_retired() && !retiring {
+            // Without a sender `h2` closes the connection in order after the last stream.
+            end.gone();
+            retiring = true;
+        }
+        if let Poll::Ready(result) = Pin::new(&mut connection).poll(cx) {
+            if let Err(error) = result {
+                tracing::debug!(next_hop = %tunnel.key.next_hop, %error, "tunnel ended");
+            }
+            return Poll::Ready(());
+        }
+        update_limit(tunnel, connection.max_concurrent_send_streams(), settings);
+        poll_beats(end, &mut keepalive, settings.idle_timeout, cx)
+    })
+    .await;
+}
+
+/// Ready when the peer is gone.
+fn poll_beats(end: &End, keepalive: &mut Keepalive, idle: Duration, cx: &mut Context<'_>) -> Poll<()> {
+    while let Poll::Ready(beat) = keepalive.poll(cx) {
+        match beat {
+            Beat::Alive if end.tunnel.session.idle() >= idle => end.release_if_idle(idle),
+            Beat::Alive => {}
+            Beat::TimedOut => {
+                tracing::info!(next_hop = %end.tunnel.key.next_hop, "no answer to PING: tunnel dropped");
+                return Poll::Ready(());
+            }
+        }
+    }
+    Poll::Pending
+}
+
+fn update_limit(tunnel: &Tunnel, peers: usize, settings: &ClientSettings) {
+    let limit = peers.min(settings.max_streams);
+    let before = tunnel.limit.swap(limit, Ordering::AcqRel);
+    if limit < before {
+        tunnel.shrunk.notify_waiters();
+    }
+}
+
+/// Keeps the table true on every way out of the task, a panic included.
+pub(super) struct End {
+    pool: Weak<Inner>,
+    tunnel: Arc<Tunnel>,
+}
+
+impl End {
+    pub(super) fn new(pool: &Arc<Inner>, tunnel: &Arc<Tunnel>) -> Self {
+        Self { pool: Arc::downgrade(pool), tunnel: Arc::clone(tunnel) }
+    }
+
+    /// Out of the table first: who is told of the failure and tries again shall not find it there.
+    fn failed(&self, error: TunnelError) {
+        self.forget();
+        self.tunnel.phase.send_replace(Phase::Failed(error));
+    }
+
+    fn gone(&self) {
+        self.forget();
+        self.tunnel.phase.send_replace(Phase::Gone);
+    }
+
+    /// Nobody can take a place while the table is locked.
+    fn release_if_idle(&self, idle: Duration) {
+        let Some(pool) = self.pool.upgrade() else { return };
+        let mut table = pool.table();
+        if self.tunnel.session.idle() >= idle {
+            table.remove(&self.tunnel);
+            self.tunnel.retire();
+        }
+    }
+
+    fn forget(&self) {
+        self.tunnel.retire();
+        if let Some(pool) = self.pool.upgrade() {
+            pool.table().remove(&self.tunnel);
+        }
+    }
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.forget();
+        self.tunnel.phase.send_modify(|phase| {
+            if !matches!(phase, Phase::Failed(_)) {
+                let connecting = matches!(phase, Phase::Connecting);
+                *phase = match (connecting, self.tunnel.session.cause()) {
+                    (true, Some(cause)) => Phase::Failed(TunnelError::Closed(cause)),
+                    (true, None) => Phase::Failed(TunnelError::HandshakeVanished),
+                    (false, _) => Phase::Gone,
+                };
+            }
+        });
+    }
+}
