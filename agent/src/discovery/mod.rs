@@ -5,6 +5,7 @@
 //! looks things up in the snapshot in constant time. [`route`] decides where a connection goes.
 
 mod endpoints;
+pub mod file;
 mod kernel;
 mod route;
 mod snapshot;

@@ -48,14 +48,18 @@ impl Complaints {
         self.all.is_empty()
     }
 
-    /// Finds each complaint's place in the document that it is about.
-    pub fn locate(self, text: &str) -> Vec<Problem> {
-        let place = |(path, message): (Path, String)| {
-            let (line, column) = locate(text, &path).unwrap_or_default();
-            Problem { line, column, path: path.to_string(), message }
+    /// Finds the first complaints' places in the document that they are about.
+    pub fn locate(mut self, text: &str) -> Vec<Problem> {
+        self.all.truncate(MAX_PROBLEMS);
+        let paths: Vec<&Path> = self.all.iter().map(|(path, _)| path).collect();
+        let places = locate(text, &paths);
+        let problem = |((path, message), (line, column)): ((Path, String), _)| Problem {
+            line,
+            column,
+            path: path.to_string(),
+            message,
         };
-        // Each place costs a pass over the document.
-        self.all.into_iter().take(MAX_PROBLEMS).map(place).collect()
+        self.all.into_iter().zip(places).map(problem).collect()
     }
 
     /// Ok if there is none.
@@ -206,24 +210,50 @@ impl Localizer for WithoutPlace {
     }
 }
 
-/// Line and column of a field, or of the nearest one above it that is there.
-fn locate(text: &str, path: &Path) -> Option<(u64, u64)> {
-    (0..=path.0.len()).rev().find_map(|len| {
-        let mut found = None;
-        let seek = Seek { path: &path.0[..len], found: &mut found };
-        // The walk ends with an error as soon as it has found the place.
+/// Line and column of each field, or of the nearest one above it that is there.
+fn locate(text: &str, paths: &[&Path]) -> Vec<(u64, u64)> {
+    let mut places = vec![None; paths.len()];
+    let mut left: Vec<&[Segment]> = paths.iter().map(|path| path.0.as_slice()).collect();
+    while places.contains(&None) {
+        let before = places.iter().filter(|place| place.is_none()).count();
+        let targets = left.iter().copied().enumerate().filter(|(at, _)| places[*at].is_none()).collect();
+        let mut missing = before;
+        let seek = Seek { targets, places: &mut places, missing: &mut missing };
+        // The walk ends with an error as soon as it has found everything.
         let _: Result<(), _> =
             serde_saphyr::with_deserializer_from_str_with_options(text, options(), |document| {
                 seek.deserialize(document)
             });
-        found
-    })
+        if missing == before {
+            // What is left is not there: look one level up.
+            for (place, path) in places.iter_mut().zip(&mut left).filter(|(place, _)| place.is_none()) {
+                match path.split_last() {
+                    Some((_, parent)) => *path = parent,
+                    None => *place = Some((0, 0)),
+                }
+            }
+        }
+    }
+    places.into_iter().map(Option::unwrap_or_default).collect()
 }
 
-/// Walks down a path and notes where it ends.
+/// Walks down several paths at once and notes where they end. A field whose place is noted is not
+/// walked into; paths that go on there are left for the next walk.
 struct Seek<'a> {
-    path: &'a [Segment],
-    found: &'a mut Option<(u64, u64)>,
+    targets: Vec<(usize, &'a [Segment])>,
+    places: &'a mut [Option<(u64, u64)>],
+    missing: &'a mut usize,
+}
+
+impl<'a> Seek<'a> {
+    /// Those of the paths that lead on through one key or index, from there.
+    fn below(&mut self, through: impl Fn(&Segment) -> bool) -> Option<Seek<'_>> {
+        let step = |(at, path): &(usize, &'a [Segment])| {
+            path.split_first().filter(|(first, _)| through(first)).map(|(_, rest)| (*at, rest))
+        };
+        let targets: Vec<_> = self.targets.iter().filter_map(step).collect();
+        (!targets.is_empty()).then(|| Seek { targets, places: self.places, missing: self.missing })
+    }
 }
 
 impl<'de> DeserializeSeed<'de> for Seek<'_> {
@@ -231,14 +261,18 @@ impl<'de> DeserializeSeed<'de> for Seek<'_> {
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
         use serde::Deserialize;
-        match self.path {
-            [] => {
-                let here = Spanned::<IgnoredAny>::deserialize(deserializer)?.referenced;
-                *self.found = Some((here.line(), here.column()));
-                Err(D::Error::custom("found"))
+        if self.targets.iter().any(|(_, path)| path.is_empty()) {
+            let here = Spanned::<IgnoredAny>::deserialize(deserializer)?.referenced;
+            for (at, _) in self.targets.iter().filter(|(_, path)| path.is_empty()) {
+                self.places[*at] = Some((here.line(), here.column()));
+                *self.missing -= 1;
             }
-            [Segment::Key(_), ..] => deserializer.deserialize_map(self),
-            [Segment::Index(_), ..] => deserializer.deserialize_seq(self),
+            return if *self.missing == 0 { Err(D::Error::custom("all found")) } else { Ok(()) };
+        }
+        // The first segment tells what kind of node this has to be; paths come from the same document.
+        match self.targets.first() {
+            Some((_, [Segment::Index(_), ..])) => deserializer.deserialize_seq(self),
+            _ => deserializer.deserialize_map(self),
         }
     }
 }
@@ -247,29 +281,30 @@ impl<'de> serde::de::Visitor<'de> for Seek<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("what the path leads through")
+        f.write_str("what the paths lead through")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
         while let Some(key) = map.next_key::<String>()? {
-            match self.path {
-                [Segment::Key(wanted), rest @ ..] if *wanted == key => {
-                    return map.next_value_seed(Seek { path: rest, found: self.found });
-                }
-                _ => drop(map.next_value::<IgnoredAny>()?),
+            match self.below(|segment| matches!(segment, Segment::Key(wanted) if *wanted == key)) {
+                Some(seek) => map.next_value_seed(seek)?,
+                None => drop(map.next_value::<IgnoredAny>()?),
             }
         }
         Ok(())
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
-        let [Segment::Index(index), rest @ ..] = self.path else { return Ok(()) };
-        for _ in 0..*index {
-            if seq.next_element::<IgnoredAny>()?.is_none() {
-                return Ok(());
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut seq: A) -> Result<(), A::Error> {
+        for index in 0.. {
+            let more = match self.below(|segment| *segment == Segment::Index(index)) {
+                Some(seek) => seq.next_element_seed(seek)?.is_some(),
+                None => seq.next_element::<IgnoredAny>()?.is_some(),
+            };
+            if !more {
+                break;
             }
         }
-        seq.next_element_seed(Seek { path: rest, found: self.found }).map(|_| ())
+        Ok(())
     }
 }
 
@@ -311,7 +346,7 @@ mod tests {
     fn complaints_of_ours_are_placed() {
         let text = "name: a\nlist:\n- name: b\n  ports:\n    80: 1\n    90: 2\n- name: c\n";
         let root = Path::default();
-        for (path, line, column) in [
+        let cases = [
             (root.clone(), 1, 1),
             (root.key("name"), 1, 7),
             (root.key("list"), 3, 3),
@@ -321,12 +356,18 @@ mod tests {
             // What is not there is looked for one level up.
             (root.key("list").index(1).key("ports").key("80"), 7, 3),
             (root.key("list").index(7), 3, 3),
-        ] {
-            let mut complaints = Complaints::default();
-            complaints.add(path.clone(), "wrong");
-            let expected = Problem { line, column, path: path.to_string(), message: "wrong".into() };
-            assert_eq!(complaints.into_result(text).unwrap_err().problems, [expected]);
+        ];
+        let mut all = Complaints::default();
+        let mut expected = Vec::new();
+        for (path, line, column) in cases {
+            let mut one = Complaints::default();
+            one.add(path.clone(), "wrong");
+            all.add(path.clone(), "wrong");
+            let problem = Problem { line, column, path: path.to_string(), message: "wrong".into() };
+            assert_eq!(one.into_result(text).unwrap_err().problems, std::slice::from_ref(&problem));
+            expected.push(problem);
         }
+        assert_eq!(all.locate(text), expected);
     }
 
     #[test]

@@ -38,6 +38,11 @@ pub enum SpiffeError {
 }
 
 impl TrustDomain {
+    /// Istio's default.
+    pub fn cluster_local() -> Self {
+        Self("cluster.local".into())
+    }
+
     /// Lower case, as it stands in the id.
     pub fn as_str(&self) -> &str {
         &self.0

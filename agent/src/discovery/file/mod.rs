@@ -1,0 +1,19 @@
+//! The mesh in one YAML file: a source for machines and demos without a cluster, in the field names of
+//! Istio's own local configuration.
+//!
+//! [`parse`] is pure; [`FileSource`] watches the file and publishes what it says.
+
+mod convert;
+mod document;
+mod error;
+mod parse;
+mod scalar;
+mod source;
+mod status;
+mod watch;
+
+pub use document::Document;
+pub use error::FileError;
+pub use parse::{FileState, parse};
+pub use source::{FileOptions, FileSource};
+pub use status::{FileStatus, Refusal, StatusHandle};
