@@ -7,6 +7,7 @@
 
 pub mod access_log;
 pub mod agent;
+pub mod bench;
 pub mod binary;
 pub mod capture;
 pub mod demo;
