@@ -6,11 +6,13 @@ use crate::crosses;
 
 /// An address in network byte order, 16 bytes; IPv4 is written as v4-mapped (`::ffff:a.b.c.d`), so
 /// that a v4 address dialled on an IPv6 socket is the same key.
-#[repr(C)]
+///
+/// Aligned to words: bytecode moves an address without alignment byte by byte.
+#[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Addr16(pub [u8; 16]);
 
-crosses!(Addr16, size 16, align 1);
+crosses!(Addr16, size 16, align 4);
 
 impl Addr16 {
     pub const fn from_ip(ip: IpAddr) -> Self {

@@ -18,8 +18,8 @@ pub use addr::Addr16;
 pub use event::{FlowEvent, flow_direction};
 pub use loopback::{LOOPBACK4_PREFIX, LOOPBACK6_PREFIX, LoopbackKey, LoopbackValue};
 pub use map::{
-    Captured, FlowState, InboundKey, ListenerKey, OwnAddressKey, PodRow, capture, destination, inbound,
-    listener, own_socket,
+    Captured, DeliveryKey, FlowState, InboundKey, ListenerKey, OwnAddressKey, PodRow, capture, counter,
+    destination, inbound, listener, own_socket,
 };
 pub use mark::{CAPTURE_MARK, MARK_MASK, RETURN_MARK, RULE_MARK, RULE_MASK};
 

@@ -18,7 +18,7 @@ pub struct LoopbackKey {
     pub address: Addr16,
     /// Host byte order.
     pub port: u16,
-    pub pad: [u8; 6],
+    pub pad: [u16; 3],
 }
 
 crosses!(LoopbackKey, size 32, align 8, netns at 0, address at 8, port at 24, pad at 26);
@@ -30,7 +30,27 @@ pub struct LoopbackValue {
     pub address: Addr16,
     /// Host byte order.
     pub port: u16,
-    pub pad: [u8; 6],
+    pub pad: [u16; 3],
 }
 
-crosses!(LoopbackValue, size 24, align 2, address at 0, port at 16, pad at 18);
+crosses!(LoopbackValue, size 24, align 4, address at 0, port at 16, pad at 18);
+
+impl LoopbackKey {
+    /// As a map takes it.
+    pub fn to_bytes(self) -> [u8; size_of::<Self>()] {
+        let mut bytes = [0; size_of::<Self>()];
+        bytes[..8].copy_from_slice(&self.netns.to_ne_bytes());
+        bytes[8..24].copy_from_slice(&self.address.0);
+        bytes[24..26].copy_from_slice(&self.port.to_ne_bytes());
+        bytes
+    }
+}
+
+impl LoopbackValue {
+    /// As a map gives it.
+    pub fn from_bytes(bytes: [u8; size_of::<Self>()]) -> Self {
+        let mut address = [0; 16];
+        address.copy_from_slice(&bytes[..16]);
+        Self { address: Addr16(address), port: u16::from_ne_bytes([bytes[16], bytes[17]]), pad: [0; 3] }
+    }
+}

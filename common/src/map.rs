@@ -16,11 +16,13 @@ pub struct PodRow {
     pub guarded_ports: [u16; 2],
     /// What a captured socket's mark becomes within `mark_mask`.
     pub mark: u32,
+    /// The mark of the agent's own deliveries that keep the client's address as source.
+    pub return_mark: u32,
     pub mark_mask: u32,
 }
 
-crosses!(PodRow, size 16, align 4, capture at 0, inbound_default at 1, hbone_port at 2,
-    guarded_ports at 4, mark at 8, mark_mask at 12);
+crosses!(PodRow, size 20, align 4, capture at 0, inbound_default at 1, hbone_port at 2,
+    guarded_ports at 4, mark at 8, return_mark at 12, mark_mask at 16);
 
 /// How a pod's outgoing connections are captured.
 pub mod capture {
@@ -79,14 +81,14 @@ pub mod listener {
 pub struct InboundKey {
     pub netns: u64,
     pub port: u16,
-    pub pad: [u8; 6],
+    pub pad: [u16; 3],
 }
 
 crosses!(InboundKey, size 16, align 8, netns at 0, port at 8, pad at 10);
 
 impl InboundKey {
     pub const fn new(netns: u64, port: u16) -> Self {
-        Self { netns, port, pad: [0; 6] }
+        Self { netns, port, pad: [0; 3] }
     }
 }
 
@@ -122,7 +124,7 @@ pub struct Captured {
     /// The loopback address and port the connection was sent to; zero unless [`capture::LOOPBACK`].
     pub loopback: Addr16,
     pub loopback_port: u16,
-    pub pad: [u8; 2],
+    pub pad: u16,
     /// The mask in which the socket's mark was changed, to undo it.
     pub mark_mask: u32,
 }
@@ -143,8 +145,50 @@ pub struct FlowState {
     pub direction: u8,
     /// 1 once the peer's FIN was seen.
     pub peer_fin: u8,
-    pub pad: [u8; 6],
+    pub pad: [u16; 3],
 }
 
 crosses!(FlowState, size 32, align 8, netns at 0, started at 8, received_at_fin at 16,
     direction at 24, peer_fin at 25, pad at 26);
+
+/// A connection that the agent delivers to an application with the client's address as source, for
+/// kernels whose `sk_lookup` cannot tell on which interface it arrived. The value (`u8`) is 1.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct DeliveryKey {
+    pub netns: u64,
+    /// The application's end.
+    pub local: Addr16,
+    /// The client's address, bound by the agent.
+    pub remote: Addr16,
+    /// Host byte order.
+    pub local_port: u16,
+    /// Host byte order.
+    pub remote_port: u16,
+    pub pad: u32,
+}
+
+crosses!(DeliveryKey, size 48, align 8, netns at 0, local at 8, remote at 24, local_port at 40,
+    remote_port at 42, pad at 44);
+
+/// Indices of the per-CPU counters (`u64`).
+pub mod counter {
+    /// Flow events that found the ring full.
+    pub const FLOWS_LOST: u32 = 0;
+    /// Outgoing connections handed to the agent.
+    pub const CAPTURED: u32 = 1;
+    /// Outgoing connections refused because the agent's listener was away.
+    pub const REFUSED_NO_LISTENER: u32 = 2;
+    /// Outgoing connections refused because their socket could not be captured: bound to a device by
+    /// someone who must not undo it, out of memory, or out of loopback addresses.
+    pub const REFUSED_UNCAPTURABLE: u32 = 3;
+    /// Packets of captured connections that would have left by another interface than lo.
+    pub const GUARD_DROPPED: u32 = 4;
+    /// Plaintext connections from outside that were dropped because none is allowed.
+    pub const INBOUND_DROPPED: u32 = 5;
+    /// Connection attempts dropped because the agent's listener was away.
+    pub const NO_LISTENER_DROPPED: u32 = 6;
+    /// Binds to the agent's ports by others.
+    pub const BIND_REFUSED: u32 = 7;
+    pub const COUNT: u32 = 8;
+}

@@ -12,10 +12,11 @@ pub mod map {
     pub const CAPTURED: &str = "CAPTURED";
     pub const FLOW: &str = "FLOW";
     pub const FLOWS: &str = "FLOWS";
-    pub const FLOWS_LOST: &str = "FLOWS_LOST";
+    pub const COUNTERS: &str = "COUNTERS";
     pub const LOOPBACK_DESTINATIONS: &str = "LOOPBACK_DESTINATIONS";
+    pub const DELIVERIES: &str = "DELIVERIES";
 
-    pub const ALL: [&str; 12] = [
+    pub const ALL: [&str; 13] = [
         PODS,
         OWN_ADDRESSES,
         DESTINATIONS,
@@ -26,8 +27,9 @@ pub mod map {
         CAPTURED,
         FLOW,
         FLOWS,
-        FLOWS_LOST,
+        COUNTERS,
         LOOPBACK_DESTINATIONS,
+        DELIVERIES,
     ];
 }
 
@@ -50,4 +52,7 @@ pub mod global {
     pub const NETNS_COOKIE: &str = "NETNS_COOKIE";
     /// `u8`: 1 when connect hooks may choose the error (`bpf_set_retval`).
     pub const HAS_SET_RETVAL: &str = "HAS_SET_RETVAL";
+    /// `u8`: 1 when `sk_lookup` knows the interface (5.17); else addresses and [`super::map::DELIVERIES`]
+    /// stand in for it.
+    pub const HAS_INGRESS_IFINDEX: &str = "HAS_INGRESS_IFINDEX";
 }
