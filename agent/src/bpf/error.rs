@@ -14,10 +14,15 @@ pub enum BpfError {
          one that does"
     )]
     NoBytecode,
+    #[error("the kernel programs in this binary are unusable: {0}; build it again with `cargo xtask build`")]
+    Object(String),
     #[error("this node cannot run the kernel programs:\n{0}\n`underpass check` shows all of them")]
     Requirements(String),
     #[error("cannot {call} {object}: {source}; {hint}")]
     Setup { call: &'static str, object: String, source: io::Error, hint: &'static str },
+
+    #[error("{0:?} cannot be an instance's name: letters, digits, - and _ only, at most 64")]
+    BadInstance(String),
 
     // Somebody else's things where ours should be.
     #[error(
@@ -39,8 +44,8 @@ pub enum BpfError {
     FlowsTaken,
 
     // The kernel's.
-    #[error("map {map} is full at {entries} entries: raise its size in the configuration")]
-    Full { map: &'static str, entries: u32 },
+    #[error("map {map} is full: this node has more than Underpass is made for")]
+    Full { map: &'static str },
     #[error("{call} for {object} failed: {source}")]
     Call { call: &'static str, object: String, source: io::Error },
     #[error("the kernel refused program {program}: {message}")]

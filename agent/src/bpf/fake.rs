@@ -140,7 +140,7 @@ impl Kernel for FakeKernel {
 
     fn flows(&self) -> Result<Flows, BpfError> {
         let receiver = self.state().flows.take().ok_or(BpfError::FlowsTaken)?;
-        Ok(Flows { receiver })
+        Ok(Flows::from_channel(receiver))
     }
 }
 

@@ -3,16 +3,14 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
-use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
-use underpass_common::{LOOPBACK4_PREFIX, LOOPBACK6_PREFIX};
+use underpass_common::{CAPTURE_MARK, LOOPBACK4_PREFIX, LOOPBACK6_PREFIX, MARK_MASK, RETURN_MARK};
 
-use super::BpfError;
+use super::{BpfError, Flows};
 pub use crate::model::Destination;
-use crate::model::{Direction, InboundPlan, NetnsCookie, OriginalDst};
+use crate::model::{InboundPlan, NetnsCookie, OriginalDst, ports};
 
 /// The kernel programs of one agent instance. Cheap to call from any thread; no call blocks on I/O,
 /// [`Kernel::enrol`] takes about as long as one program takes to verify.
@@ -92,18 +90,20 @@ pub enum CaptureMode {
     Loopback,
 }
 
-/// The mark of captured sockets.
+/// The marks that the namespace's rule looks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Marks {
-    /// Must lie inside `mask`.
+    /// Of captured sockets; must lie inside `mask`.
     pub capture: u32,
+    /// Of the agent's deliveries that keep the client's address; must lie inside `mask`.
+    pub returned: u32,
     /// The bits that are ours; all others stay the application's.
     pub mask: u32,
 }
 
 impl Default for Marks {
     fn default() -> Self {
-        Self { capture: underpass_common::CAPTURE_MARK, mask: underpass_common::MARK_MASK }
+        Self { capture: CAPTURE_MARK, returned: RETURN_MARK, mask: MARK_MASK }
     }
 }
 
@@ -117,7 +117,7 @@ pub struct OwnPorts {
 
 impl Default for OwnPorts {
     fn default() -> Self {
-        Self { hbone: 15008, plaintext: 15006, outbound: 15001 }
+        Self { hbone: ports::HBONE, plaintext: ports::PLAINTEXT, outbound: ports::OUTBOUND }
     }
 }
 
@@ -135,36 +135,6 @@ pub struct Listeners<'a> {
     /// to that port, and is dropped while this is missing.
     pub hbone_v4: Option<BorrowedFd<'a>>,
     pub hbone_v6: Option<BorrowedFd<'a>>,
-}
-
-/// A TCP connection of an enrolled pod that was left alone and has closed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Flow {
-    pub pod: NetnsCookie,
-    /// Outbound when the pod dialled.
-    pub direction: Direction,
-    /// The pod's end.
-    pub local: SocketAddr,
-    pub remote: SocketAddr,
-    /// Bytes of data that the other side acknowledged.
-    pub sent: u64,
-    /// Bytes of data that arrived. An aborted connection may be off by one.
-    pub received: u64,
-    /// From the handshake to the close.
-    pub duration: Duration,
-}
-
-/// The stream of [`Kernel::flows`].
-#[derive(Debug)]
-pub struct Flows {
-    pub(super) receiver: mpsc::Receiver<Flow>,
-}
-
-impl Flows {
-    /// The next flow; `None` when the kernel programs are gone.
-    pub async fn next(&mut self) -> Option<Flow> {
-        self.receiver.recv().await
-    }
 }
 
 /// Whether an address is one that [`CaptureMode::Loopback`] hands out.
