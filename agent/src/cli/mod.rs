@@ -1,1 +1,68 @@
+//! The operator's command line: it starts the agent, asks a running one, and judges a machine or a file
+//! without one.
 
+mod agent;
+mod args;
+mod client;
+mod files;
+mod output;
+mod show;
+mod status;
+mod table;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Command, ConfigCommand, MeshCommand, Underpass};
+use client::ClientError;
+
+/// What a command came to, when it did not fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    Yes,
+    /// It was asked whether something is well, and it is not. The output says why.
+    No,
+}
+
+/// Runs the command that the process was started with.
+pub fn main() -> ExitCode {
+    // Prints usage and ends with 2 when the command line is wrong.
+    let command = Underpass::parse().command;
+    match run(command) {
+        Ok(Answer::Yes) => ExitCode::SUCCESS,
+        Ok(Answer::No) => ExitCode::from(args::EXIT_NO),
+        Err(e) => {
+            eprintln!("error: {}", output::printable(&format!("{e:#}")));
+            ExitCode::from(exit_code(&e))
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<Answer> {
+    match command {
+        Command::Agent(args) => agent::run(&args.config),
+        Command::Status(args) => status::run(&args),
+        Command::Pods(args) => show::run(&show::PODS, &args),
+        Command::Workloads(args) => show::run(&show::WORKLOADS, &args),
+        Command::Services(args) => show::run(&show::SERVICES, &args),
+        Command::Policies(args) => show::run(&show::POLICIES, &args),
+        Command::Certs(args) => show::run(&show::CERTIFICATES, &args),
+        Command::Connections(args) => show::run(&show::CONNECTIONS, &args),
+        Command::Log(args) => status::log(&args),
+        Command::Config { command: ConfigCommand::Example } => files::example(),
+        Command::Config { command: ConfigCommand::Check { file } } => files::check_config(&file),
+        Command::Mesh { command: MeshCommand::Check { file } } => files::check_mesh(&file),
+        Command::Version => output::print(&format!("underpass {}\n", args::VERSION)),
+    }
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    match error.downcast_ref::<ClientError>() {
+        Some(ClientError::Absent { .. }) => args::EXIT_NO_AGENT,
+        _ => args::EXIT_FAILED,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -140,7 +140,8 @@ fn write(line: &Line<'_>, to: &mut impl Sink) {
 const MAX_DETAIL: usize = 1024;
 
 fn clip(detail: &str) -> &str {
-    &detail[..detail.floor_char_boundary(MAX_DETAIL)]
+    let boundary = (0..=MAX_DETAIL.min(detail.len())).rev().find(|at| detail.is_char_boundary(*at));
+    &detail[..boundary.unwrap_or(0)]
 }
 
 impl Line<'_> {

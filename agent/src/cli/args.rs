@@ -1,0 +1,141 @@
+//! What may be typed.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::admin::DEFAULT_SOCKET;
+use crate::config::{Config, Environment};
+
+pub(super) const EXIT_FAILED: u8 = 1;
+// 2 is clap's, for a wrong command line.
+pub(super) const EXIT_NO_AGENT: u8 = 3;
+pub(super) const EXIT_NO: u8 = 4;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done; what was asked about is well
+  1  it failed; standard error names the failing call and the next step
+  2  the command line is wrong
+  3  no agent answers at the socket
+  4  the answer is no: the agent is not ready or found something amiss (status),
+     this machine lacks what the agent needs (check), the file is refused
+     (config check, mesh check)";
+
+pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Mutual TLS, identity and policy for every pod of a node, captured with eBPF
+#[derive(Debug, Parser)]
+#[command(name = "underpass", version, after_help = EXIT_CODES, disable_help_subcommand = true)]
+pub(super) struct Underpass {
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Run the node agent until SIGTERM
+    Agent(ConfigFile),
+    /// Show whether the agent is ready, and what is amiss
+    Status(Query),
+    /// List the pods of this node that are to be meshed
+    Pods(Query),
+    /// List the workloads of the whole mesh
+    Workloads(Query),
+    /// List the services of the whole mesh
+    Services(Query),
+    /// List the policies
+    Policies(Query),
+    /// List the certificates of this node's service accounts
+    Certs(Query),
+    /// List the connections that the agent carries now
+    Connections(Query),
+    /// Show or change what the running agent logs
+    Log(LogArgs),
+    /// Work with configuration files
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// Work with mesh files
+    Mesh {
+        #[command(subcommand)]
+        command: MeshCommand,
+    },
+    /// Print the version
+    Version,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ConfigCommand {
+    /// Print a configuration with every field, its default and its meaning
+    Example,
+    /// Say whether an agent would take this configuration, by line and field if not
+    Check { file: PathBuf },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum MeshCommand {
+    /// Say whether an agent would take this mesh file, by line and field if not
+    Check { file: PathBuf },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ConfigFile {
+    /// The agent's configuration
+    #[arg(long, value_name = "FILE")]
+    pub(super) config: PathBuf,
+}
+
+/// A question to a running agent.
+#[derive(Debug, Args)]
+pub(super) struct Query {
+    #[command(flatten)]
+    pub(super) place: Place,
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    pub(super) output: Output,
+}
+
+/// Which agent is asked.
+#[derive(Debug, Args)]
+pub(super) struct Place {
+    /// The agent's admin socket [default: /run/underpass/admin.sock]
+    #[arg(long, value_name = "PATH", conflicts_with = "config")]
+    socket: Option<PathBuf>,
+    /// The agent's configuration, to find its socket by
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct LogArgs {
+    /// The new filter, as RUST_LOG has it: info, or info,underpass::proxy=debug
+    pub(super) filter: Option<String>,
+    #[command(flatten)]
+    pub(super) place: Place,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Output {
+    Table,
+    Json,
+    Yaml,
+}
+
+impl Place {
+    pub(super) fn socket(&self) -> anyhow::Result<PathBuf> {
+        Ok(match (&self.socket, &self.config) {
+            (Some(socket), _) => socket.clone(),
+            (None, Some(config)) => read_config(config)?.admin.socket,
+            (None, None) => DEFAULT_SOCKET.into(),
+        })
+    }
+}
+
+pub(super) fn read_config(path: &Path) -> anyhow::Result<Config> {
+    Ok(Config::read(path, &environment())?)
+}
+
+fn environment() -> Environment {
+    Environment { node_name: std::env::var("NODE_NAME").ok() }
+}
