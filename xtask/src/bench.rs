@@ -23,7 +23,7 @@ impl Bench {
         setup::test_tools()?;
         build_ebpf::ensure()?;
         // A figure of an unoptimised build says nothing.
-        binaries(Profile::Release, &["-p", "underpass-agent", "-p", "underpass-tests"])?;
+        binaries(Profile::Release, &["underpass", "underpass-bench"])?;
         let mut bench = Command::new(Profile::Release.binary("underpass-bench"));
         process::run(bench.env("UNDERPASS_BIN", Profile::Release.binary("underpass")).args(self.arguments))
     }

@@ -22,7 +22,7 @@ impl Build {
     pub(crate) fn run(self) -> Result<()> {
         build_ebpf::ensure()?;
         let profile = if self.release { Profile::Release } else { Profile::Dev };
-        binaries(profile, &["-p", "underpass-agent"])?;
+        binaries(profile, &["underpass"])?;
         println!("{}", profile.binary("underpass").display());
         Ok(())
     }
@@ -45,15 +45,23 @@ impl Profile {
     }
 }
 
-/// Builds the binaries of the selected packages.
-pub(crate) fn binaries(profile: Profile, selection: &[&str]) -> Result<()> {
+/// Builds the workspace's binaries of these names; all but xtask if none is named.
+pub(crate) fn binaries(profile: Profile, names: &[&str]) -> Result<()> {
     let mut cargo = cargo("build");
-    cargo.arg("--bins").args(selection);
+    cargo.args(WORKSPACE);
+    if names.is_empty() {
+        cargo.arg("--bins");
+    }
+    cargo.args(names.iter().flat_map(|name| ["--bin", name]));
     if let Profile::Release = profile {
         cargo.arg("--release");
     }
     process::run(&mut cargo)
 }
+
+/// Selects the workspace whatever is built of it: with fewer packages, dependencies would have other
+/// features and be built once more. xtask, which is running, is left out; it brings no features.
+pub(crate) const WORKSPACE: [&str; 3] = ["--workspace", "--exclude", "underpass-xtask"];
 
 /// The cargo that started us, in the checkout's root.
 pub(crate) fn cargo(verb: &str) -> Command {

@@ -26,7 +26,7 @@ impl Demo {
     pub(crate) fn run(self) -> Result<()> {
         setup::test_tools()?;
         build_ebpf::ensure()?;
-        binaries(Profile::Dev, &["-p", "underpass-agent", "-p", "underpass-tests"])?;
+        binaries(Profile::Dev, &["underpass", "underpass-demo"])?;
         let mut demo = command(Profile::Dev);
         if self.keep {
             demo.arg("--keep");

@@ -41,6 +41,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = test::fuzz::as_rustc() {
+        return code;
+    }
     match run(Xtask::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

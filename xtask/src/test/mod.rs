@@ -10,6 +10,7 @@ use crate::build::{Profile, binaries};
 use crate::vm::{self, Series};
 use crate::{build_ebpf, demo, process, setup};
 
+pub(crate) mod fuzz;
 mod programs;
 mod tally;
 
@@ -27,6 +28,9 @@ pub(crate) struct Test {
     /// Run only these.
     #[arg(long, value_enum)]
     only: Vec<Lane>,
+    /// Seconds for each fuzz target.
+    #[arg(long, default_value_t = 5)]
+    fuzz_seconds: u32,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -39,10 +43,12 @@ enum Lane {
     Demo,
     /// The demo on other kernels, under QEMU.
     Vm,
+    /// A short run of every fuzz target.
+    Fuzz,
 }
 
 impl Lane {
-    const ALL: [Lane; 4] = [Lane::Units, Lane::Stories, Lane::Demo, Lane::Vm];
+    const ALL: [Lane; 5] = [Lane::Units, Lane::Stories, Lane::Demo, Lane::Vm, Lane::Fuzz];
 }
 
 impl Test {
@@ -53,7 +59,7 @@ impl Test {
 
         report.time("tools", setup::test_tools)?;
         report.time("kernel programs", || build_ebpf::ensure().map(drop))?;
-        report.time("binaries", || binaries(Profile::Dev, &["--workspace"]))?;
+        report.time("binaries", || binaries(Profile::Dev, &[]))?;
         let mut programs = Vec::new();
         if wanted(Lane::Units) || wanted(Lane::Stories) {
             programs = report.time("test programs", programs::build)?;
@@ -72,6 +78,7 @@ impl Test {
                     }
                 }
                 Lane::Demo => report.add("demo", || must.tallied(run_demo)),
+                Lane::Fuzz => report.add("fuzzing", || must.tallied(|t| fuzz::run(self.fuzz_seconds, t))),
                 Lane::Vm => {
                     for series in Series::ALL {
                         report.add(&format!("Linux {series}"), || must.tallied(|t| run_vm(series, t)));

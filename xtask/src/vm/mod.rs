@@ -105,7 +105,7 @@ pub(crate) fn fetch(series: Series) -> Result<()> {
 fn prepare() -> Result<()> {
     setup::vm_tools()?;
     build_ebpf::ensure()?;
-    binaries(Profile::Dev, &["-p", "underpass-agent", "-p", "underpass-tests"])
+    binaries(Profile::Dev, &[])
 }
 
 fn boot(series: Series, commands: &str, limit: Duration, verbose: bool) -> Result<()> {

@@ -1,0 +1,99 @@
+//! What the fuzz targets do with their input, as plain functions: `src/bin` hands them to libFuzzer,
+//! and the tests below give them the seeds.
+//!
+//! Each says whether the parser took the input, and panics where the parser broke a promise.
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
+use underpass::discovery::file::{self, FileError};
+use underpass::proxy::tunnel::parse_request;
+
+/// A CONNECT request of another node's agent: method and authority in the first line, a header in each
+/// of the others. What `http` refuses never reaches the parser, neither here nor behind `h2`.
+///
+/// # Panics
+/// When a request that was taken is another one after encoding.
+pub fn hbone_request(input: &[u8]) -> bool {
+    let Some(request) = request(input) else { return false };
+    let Ok(connect) = parse_request(&request) else { return false };
+    let encoded = connect.encode().unwrap_or_else(|e| panic!("{connect:?} cannot be encoded: {e}"));
+    assert_eq!(parse_request(&encoded).as_ref(), Ok(&connect));
+    if let Some(baggage) = &connect.baggage {
+        let _ = baggage.fields();
+    }
+    true
+}
+
+/// A mesh file.
+///
+/// # Panics
+/// When a refusal does not say what is wrong, or one text is read in two ways.
+pub fn mesh_file(input: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(input) else { return false };
+    match file::parse(text) {
+        Ok(_) => true,
+        Err(FileError::Invalid(invalid)) => {
+            assert!(!invalid.to_string().is_empty());
+            assert!(file::parse(text).is_err());
+            false
+        }
+        Err(other) => panic!("reading no file gave {other:?}"),
+    }
+}
+
+fn request(input: &[u8]) -> Option<Request<()>> {
+    let mut lines = input.split(|byte| *byte == b'\n');
+    let first = lines.next()?;
+    let space = first.iter().position(|byte| *byte == b' ')?;
+    let mut request = Request::new(());
+    *request.method_mut() = Method::from_bytes(&first[..space]).ok()?;
+    *request.uri_mut() = Uri::try_from(&first[space + 1..]).ok()?;
+    *request.headers_mut() = lines.filter_map(header).collect::<HeaderList>().0;
+    Some(request)
+}
+
+fn header(line: &[u8]) -> Option<(HeaderName, HeaderValue)> {
+    let colon = line.iter().position(|byte| *byte == b':')?;
+    let name = HeaderName::from_bytes(&line[..colon]).ok()?;
+    Some((name, HeaderValue::from_bytes(line[colon + 1..].trim_ascii()).ok()?))
+}
+
+/// Keeps a header that is given twice twice, where collecting into a `HeaderMap` keeps the last.
+struct HeaderList(HeaderMap);
+
+impl FromIterator<(HeaderName, HeaderValue)> for HeaderList {
+    fn from_iter<T: IntoIterator<Item = (HeaderName, HeaderValue)>>(headers: T) -> Self {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(name, value);
+        }
+        Self(map)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    /// Seeds that are refused would teach the fuzzer only how to be refused.
+    fn every_seed(target: &str, taken: fn(&[u8]) -> bool) {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds").join(target);
+        let mut seen = 0;
+        for entry in fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            assert!(taken(&fs::read(&path).unwrap()), "{} is refused", path.display());
+            seen += 1;
+        }
+        assert!(seen > 0, "no seeds in {}", folder.display());
+    }
+
+    #[test]
+    fn hbone_request_takes_its_seeds() {
+        every_seed("hbone_request", super::hbone_request);
+    }
+
+    #[test]
+    fn mesh_file_takes_its_seeds() {
+        every_seed("mesh_file", super::mesh_file);
+    }
+}
