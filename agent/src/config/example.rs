@@ -17,7 +17,7 @@ pub fn example() -> String {
 
 /// `value` in YAML under the comment `head`. A field that occurs several times, in the items of a list,
 /// is explained the first time.
-pub fn explained<T: Serialize + JsonSchema>(head: &str, value: &T) -> String {
+pub(super) fn explained<T: Serialize + JsonSchema>(head: &str, value: &T) -> String {
     let schema = SchemaGenerator::default().into_root_schema_for::<T>().to_value();
     let options = serde_saphyr::ser_options! { compact_list_indent: true };
     let yaml = serde_saphyr::to_string_with_options(value, options).unwrap_or_else(|e| format!("# {e}\n"));

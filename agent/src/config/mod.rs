@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use example::{example, explained};
+pub use example::example;
 pub use sections::{
     Bpf, BpfLog, Capture, CapturePreference, Certificates, Cgroup, Discovery, Embedded, Keepalive, Node,
     Proxy, Tunnel,
@@ -91,5 +91,7 @@ fn in_file(path: &Path, invalid: &Invalid) -> String {
     lines.join("; ")
 }
 
+#[cfg(test)]
+mod mesh_example;
 #[cfg(test)]
 mod tests;

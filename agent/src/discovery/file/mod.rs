@@ -4,10 +4,10 @@
 //! [`parse`] is pure; [`FileSource`] watches the file and publishes what it says.
 
 mod convert;
-mod document;
+pub mod document;
 mod error;
 mod parse;
-mod scalar;
+pub mod scalar;
 mod source;
 mod status;
 mod watch;
