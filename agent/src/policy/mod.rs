@@ -20,3 +20,8 @@ pub use compiled::{Compiled, Conn, Verdict, Why};
 pub use mtls::{EffectiveMtls, MtlsDefaults, MtlsOrigin};
 pub use rules::{Action, Group, Match, Policy, Rule, Scope, ServiceAccount, StringMatch};
 pub use set::{PolicySet, Subject};
+
+#[cfg(test)]
+mod oracle;
+#[cfg(test)]
+mod tests;
