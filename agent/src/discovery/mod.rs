@@ -28,3 +28,6 @@ pub trait Source: Send {
     /// What a source cannot understand it reports in its own status; the last good state stays.
     fn run(self: Box<Self>, store: Store, stop: CancellationToken) -> BoxFuture<'static, ()>;
 }
+
+#[cfg(test)]
+mod tests;
