@@ -17,3 +17,8 @@ pub use error::FileError;
 pub use parse::{FileState, parse};
 pub use source::{FileOptions, FileSource};
 pub use status::{FileStatus, Refusal, StatusHandle};
+
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod source_tests;

@@ -1,11 +1,11 @@
 //! How the file source is doing, for the admin API, logs and metrics.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use tokio::sync::watch;
 
 use crate::discovery::yaml::{Invalid, Problem};
 
@@ -43,12 +43,17 @@ pub struct Refusal {
 /// Shows the status of a source that runs elsewhere.
 #[derive(Clone, Debug)]
 pub struct StatusHandle {
-    status: Arc<Mutex<FileStatus>>,
+    status: watch::Sender<FileStatus>,
 }
 
 impl StatusHandle {
     pub fn get(&self) -> FileStatus {
-        self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.status.borrow().clone()
+    }
+
+    /// The status and every change of it.
+    pub fn subscribe(&self) -> watch::Receiver<FileStatus> {
+        self.status.subscribe()
     }
 
     pub(super) fn new(path: &Path) -> Self {
@@ -61,27 +66,29 @@ impl StatusHandle {
             warnings: Vec::new(),
             refusal: None,
         };
-        Self { status: Arc::new(Mutex::new(status)) }
+        Self { status: watch::Sender::new(status) }
     }
 
     pub(super) fn accepted(&self, revision: u64, warnings: Vec<Problem>) {
-        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
-        status.revision = revision;
-        status.accepted_at = Some(now());
-        status.accepted += 1;
-        status.warnings = warnings;
-        status.refusal = None;
+        self.status.send_modify(|status| {
+            status.revision = revision;
+            status.accepted_at = Some(now());
+            status.accepted += 1;
+            status.warnings = warnings;
+            status.refusal = None;
+        });
     }
 
     pub(super) fn refused(&self, error: &FileError) {
-        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
-        let message = in_file(&status.path, error);
-        let problems = match error {
-            FileError::Invalid(Invalid { problems, .. }) => problems.clone(),
-            FileError::Read(_) | FileError::Utf8(_) => Vec::new(),
-        };
-        status.refused += 1;
-        status.refusal = Some(Refusal { at: now(), message, problems });
+        self.status.send_modify(|status| {
+            let problems = match error {
+                FileError::Invalid(Invalid { problems, .. }) => problems.clone(),
+                FileError::Read(_) | FileError::Utf8(_) => Vec::new(),
+            };
+            let message = in_file(&status.path, error);
+            status.refused += 1;
+            status.refusal = Some(Refusal { at: now(), message, problems });
+        });
     }
 }
 

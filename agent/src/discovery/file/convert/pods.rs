@@ -19,7 +19,11 @@ impl Converter {
             .iter()
             .filter(|w| w.network == self.network && w.network_mode == NetworkMode::Standard)
             .flat_map(|w| w.addresses.iter().map(move |ip| (*ip, w)));
-        let by_address: HashMap<IpAddr, &Workload> = ours.collect();
+        let mut by_address: HashMap<IpAddr, &Workload> = HashMap::new();
+        for (ip, workload) in ours {
+            // Where two claim it, which has been complained about, the first.
+            by_address.entry(ip).or_insert(workload);
+        }
         let (mut uids, mut addresses, mut namespaces) = (HashMap::new(), HashMap::new(), HashMap::new());
         let mut converted = Vec::with_capacity(pods.len());
         for (at, pod) in pods.into_iter().enumerate() {
