@@ -218,3 +218,65 @@ proptest::proptest! {
         proptest::prop_assert_eq!(parsed["policy"].as_str(), Some(detail.as_str()));
     }
 }
+
+const PAGE: &str = include_str!("../../../../docs/access-log.md");
+
+/// The first column of the page's tables, below this heading.
+fn documented(heading: &str) -> Vec<&'static str> {
+    let section = PAGE.split_once(&format!("\n## {heading}\n")).unwrap().1;
+    let section = section.split("\n## ").next().unwrap();
+    section.lines().filter_map(|l| l.strip_prefix("| `")?.split_once('`')).map(|(first, _)| first).collect()
+}
+
+#[test]
+fn the_page_lists_every_field() {
+    let mut documented = documented("Fields");
+    documented.sort_unstable();
+    let whole = json(|line| (line.cause, line.detail) = (Cause::TlsFailed, Some("why")));
+    assert_eq!(documented, whole.as_object().unwrap().keys().map(String::as_str).collect::<Vec<_>>());
+    assert!(
+        PAGE.contains(&formatted(Format::Text, |_| {})),
+        "the page's example line is not what is printed"
+    );
+}
+
+#[test]
+fn the_page_lists_every_cause_with_its_flags() {
+    use Cause::*;
+    let all = [
+        Closed,
+        ClientReset,
+        ServerReset,
+        ConnectRefused,
+        PeerUnreachable,
+        TlsFailed,
+        WrongIdentity,
+        TunnelFailed,
+        DeniedByPeer,
+        RejectedByPeer,
+        PolicyDenied,
+        PolicyRevoked,
+        BadTarget,
+        BadRequest,
+        NoEndpoint,
+        Loop,
+        SpoofedSource,
+        NoCertificate,
+        Drained,
+        PodGone,
+        Internal,
+    ];
+    for cause in all {
+        // A new cause does not compile until it is listed above too.
+        match cause {
+            Closed | ClientReset | ServerReset | ConnectRefused | PeerUnreachable | TlsFailed
+            | WrongIdentity | TunnelFailed | DeniedByPeer | RejectedByPeer | PolicyDenied | PolicyRevoked
+            | BadTarget | BadRequest | NoEndpoint | Loop | SpoofedSource | NoCertificate | Drained
+            | PodGone | Internal => {}
+        }
+        let row = PAGE.lines().find(|l| l.starts_with(&format!("| `{}` |", cause.as_str())));
+        let flags = row.and_then(|row| row.strip_suffix("` |")?.rsplit_once('`'));
+        assert_eq!(flags.map(|(_, flags)| flags), Some(cause.response_flags()), "{cause:?}");
+    }
+    assert_eq!(documented("Causes"), all.map(Cause::as_str));
+}

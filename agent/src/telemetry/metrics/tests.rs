@@ -322,3 +322,40 @@ fn the_catalogue_is_what_is_rendered() {
         .collect();
     assert_eq!(rendered, promised);
 }
+
+const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/metrics.md");
+const BEGIN: &str = "<!-- begin: every metric -->\n";
+const END: &str = "<!-- end: every metric -->\n";
+
+/// The page's table, from the catalogue that `the_catalogue_is_what_is_rendered` holds to the truth.
+fn table() -> String {
+    let mut out = String::from("| metric | kind | labels | counts |\n|---|---|---|---|\n");
+    for metric in CATALOGUE {
+        let labels = match metric.labels {
+            [] => "none".to_owned(),
+            labels if labels == labels::LABELS => "[Istio's](#istios-labels)".to_owned(),
+            labels => labels.iter().map(|l| format!("`{l}`")).collect::<Vec<_>>().join(", "),
+        };
+        let kind = if metric.kind == Kind::Counter { "counter" } else { "gauge" };
+        out += &format!("| `{}` | {kind} | {labels} | {} |\n", metric.name, metric.help);
+    }
+    out
+}
+
+#[test]
+fn the_page_lists_every_metric_and_label() {
+    let page = std::fs::read_to_string(PAGE).unwrap();
+    let (before, rest) = page.split_once(BEGIN).unwrap();
+    let (listed, after) = rest.split_once(END).unwrap();
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        std::fs::write(PAGE, format!("{before}{BEGIN}{}{END}{after}", table())).unwrap();
+        return;
+    }
+    assert_eq!(listed, table(), "docs/metrics.md has drifted; see the comment in it");
+    let documented: Vec<_> = after
+        .lines()
+        .filter_map(|l| l.strip_prefix("| `")?.split_once('`'))
+        .map(|(label, _)| label)
+        .collect();
+    assert_eq!(documented, labels::LABELS);
+}
