@@ -1,9 +1,289 @@
-//! Builds the agent from its configuration and runs it.
+//! Builds the agent from its configuration, in the order in which the parts need each other, and takes
+//! it down in the opposite one.
 
-use crate::config::Config;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context;
+use arc_swap::ArcSwap;
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::{self, Admin};
+use crate::bpf::{Flows, Kernel, Programs};
+use crate::certs::{self, EmbeddedConfig, EmbeddedIssuer};
+use crate::config::{CapturePreference, Config};
+use crate::discovery::file::{FileOptions, FileSource, FileStatus};
+use crate::discovery::{Source, Store};
+use crate::lifecycle::{Readiness, Shutdown, Signals, TaskGroup};
+use crate::model::NetnsCookie;
+use crate::pods::{self, Destinations, Table};
+use crate::proxy::tunnel::{ClientSettings, FlowSettings, KeepaliveSettings, ServerSettings};
+use crate::proxy::{self, Node};
+use crate::sys::netns;
+use crate::sys::socket::Keepalive;
 use crate::telemetry::process::LogControl;
+use crate::telemetry::{FlowLeftAlone, Telemetry};
 
-/// Runs the agent until it is told to stop.
-pub fn run(_config: Config, _log: LogControl) -> anyhow::Result<()> {
-    anyhow::bail!("this build has no agent yet")
+/// Runs the agent until it is told to stop. `log` is the process's log, already set up.
+///
+/// # Errors
+/// What could not be built, with the failing call and the next step. An agent that has begun to serve
+/// ends without an error.
+pub fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
+    netns::remember_home()?;
+    raise_descriptor_limit();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(workers(config.proxy.workers))
+        .enable_all()
+        .build()
+        .context("cannot start the runtime's threads")?;
+    let done = runtime.block_on(serve(config, log));
+    // What still hangs in a blocking call must not hold the process.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    done
 }
+
+async fn serve(config: Config, log: LogControl) -> anyhow::Result<()> {
+    let shutdown = Shutdown::new(config.proxy.drain_deadline);
+    tokio::spawn(Signals::take()?.stop(shutdown.clone()));
+    let readiness = Readiness::new();
+    let telemetry = Telemetry::new(&config.telemetry)?;
+    let store = Store::new();
+
+    let kernel = load(&config).await?;
+    let certs = certificates(&config)?;
+    let source = file_source(&config, &telemetry);
+    let source_status = source.status();
+    let destinations = Arc::new(Destinations::new(Arc::clone(&kernel)));
+    let (manager, table, started) = pods::Manager::new(
+        pod_setting(&config, &kernel, &destinations, certs.clone(), &telemetry),
+        store.subscribe(),
+    );
+    let admin = Admin::bind(&config.admin).await?;
+
+    let pods_tried = readiness.guard("pods");
+    pods_tried.waits_for(format!("the pods that {} names", config.discovery.file.display()));
+    let draining = shutdown.draining();
+    let node = node(&config, &kernel, &destinations, &telemetry, &store);
+    let mut tasks = TaskGroup::new();
+    tasks.spawn("mesh source", quiet(Box::new(source).run(store.clone(), draining.clone())));
+    tasks.spawn("connections", quiet(proxy::run(node, started, draining.clone())));
+    tasks.spawn("pods", {
+        let stop = draining.clone();
+        quiet(async move { manager.run(stop, move || pods_tried.done()).await })
+    });
+    tasks.spawn("flows", {
+        let (flows, table, telemetry, stop) =
+            (kernel.flows()?, Arc::clone(&table), telemetry.clone(), draining.clone());
+        quiet(async move {
+            stop.run_until_cancelled(count_flows(flows, table, telemetry)).await;
+        })
+    });
+    tasks.spawn("metrics", {
+        let (telemetry, stop) = (telemetry.clone(), draining.clone());
+        quiet(async move {
+            stop.run_until_cancelled(prune(telemetry)).await;
+        })
+    });
+    let admin_stop = CancellationToken::new();
+    let sources = Arc::new(admin::Sources {
+        instance: config.bpf.instance.clone(),
+        node: config.node.name.clone(),
+        started: SystemTime::now(),
+        telemetry: telemetry.clone(),
+        readiness: readiness.clone(),
+        shutdown: shutdown.clone(),
+        log,
+        store: store.clone(),
+        pods: Arc::clone(&table),
+        kernel: Arc::clone(&kernel),
+        certificates: Box::new(move || certs.list()),
+        mesh: Box::new(move || source_view(&source_status.get())),
+        config: serde_json::to_value(&config).context("cannot show the configuration as JSON")?,
+    });
+    let admin = tokio::spawn(admin.serve(sources, admin_stop.clone()));
+
+    wait(&mut tasks, &shutdown).await;
+    let _not_ready = readiness.guard("stopping");
+    drain(&table, &shutdown).await;
+    tasks.join(LAST).await;
+    admin_stop.cancel();
+    // Whoever still talks to the admin socket must not keep the agent.
+    let _ = tokio::time::timeout(LAST, admin).await;
+    telemetry.flush_within(LAST)?;
+    tracing::info!("stopped; captured connections are refused until an agent is back");
+    Ok(())
+}
+
+/// Until somebody asks to stop, or a part ends that should not.
+async fn wait(tasks: &mut TaskGroup, shutdown: &Shutdown) {
+    tokio::select! {
+        () = shutdown.draining().cancelled() => {}
+        ended = tasks.next() => {
+            let why = ended.map_or_else(|| "nothing is left to do".to_owned(), |e| e.to_string());
+            tracing::error!("stopping because a part of the agent ended: {why}");
+            shutdown.stop(&why);
+        }
+    }
+}
+
+/// Lets every pod's connections end by themselves until the deadline, and tells their peers to go away.
+async fn drain(table: &ArcSwap<Table>, shutdown: &Shutdown) {
+    let pods: Vec<_> = table.load().values().filter_map(|s| s.enrolled().cloned()).collect();
+    let draining = pods.iter().map(|p| p.drain(shutdown.cut().cancelled()));
+    futures::future::join_all(draining).await;
+}
+
+async fn load(config: &Config) -> anyhow::Result<Arc<dyn Kernel>> {
+    let bpf = config.bpf.clone();
+    // The verifier takes its time, and no runtime thread should wait for it.
+    let programs = tokio::task::spawn_blocking(move || Programs::load(&bpf)).await??;
+    tokio::spawn(programs.forward_logs());
+    Ok(Arc::new(programs))
+}
+
+fn certificates(config: &Config) -> anyhow::Result<certs::Manager> {
+    let c = &config.certificates;
+    let issuer = EmbeddedIssuer::open(&EmbeddedConfig {
+        trust_domain: c.embedded.trust_domain.clone(),
+        root_certificate: c.embedded.root_certificate.clone(),
+        root_key: c.embedded.root_key.clone(),
+        create: c.embedded.create_root,
+        lifetime: c.embedded.lifetime,
+        backdate: c.embedded.backdate,
+    })?;
+    let settings = certs::Config { deadline: c.deadline, concurrency: usize::from(c.concurrency) };
+    Ok(certs::Manager::new(Arc::new(issuer), &settings))
+}
+
+fn file_source(config: &Config, telemetry: &Telemetry) -> FileSource {
+    let options =
+        FileOptions { poll_interval: config.discovery.poll_interval, debounce: config.discovery.debounce };
+    FileSource::new(&config.discovery.file, options, telemetry.clone())
+}
+
+fn source_view(status: &FileStatus) -> admin::views::SourceView {
+    admin::views::SourceView {
+        name: "file".into(),
+        accepted: status.accepted_at.clone(),
+        refused: status.refusal.as_ref().map(|r| r.message.clone()),
+    }
+}
+
+fn pod_setting(
+    config: &Config,
+    kernel: &Arc<dyn Kernel>,
+    destinations: &Arc<Destinations>,
+    certs: certs::Manager,
+    telemetry: &Telemetry,
+) -> pods::Setting {
+    pods::Setting {
+        kernel: Arc::clone(kernel),
+        destinations: Arc::clone(destinations),
+        certs,
+        telemetry: telemetry.clone(),
+        wanted: match config.capture.mode {
+            CapturePreference::Auto => pods::Wanted::Auto,
+            CapturePreference::Mark => pods::Wanted::Mark,
+            CapturePreference::Loopback => pods::Wanted::Loopback,
+        },
+        numbers: pods::Numbers::default(),
+        certificate_wait: config.certificates.deadline,
+        drain: config.proxy.drain_deadline,
+    }
+}
+
+fn node(
+    config: &Config,
+    kernel: &Arc<dyn Kernel>,
+    destinations: &Arc<Destinations>,
+    telemetry: &Telemetry,
+    store: &Store,
+) -> Arc<Node> {
+    let t = &config.tunnel;
+    let keepalive = KeepaliveSettings { interval: t.ping_interval, timeout: t.ping_timeout };
+    let flow = FlowSettings {
+        stream_window: t.stream_window,
+        connection_window: t.connection_window,
+        max_frame: t.max_frame_size,
+        max_header_list: t.max_header_list_size,
+    };
+    let k = &config.proxy.keepalive;
+    Arc::new(Node {
+        kernel: Arc::clone(kernel),
+        destinations: Arc::clone(destinations),
+        telemetry: telemetry.clone(),
+        snapshots: store.subscribe(),
+        client: ClientSettings {
+            flow: FlowSettings { max_header_list: CLIENT_HEADER_LIST, ..flow.clone() },
+            max_streams: t.max_streams as usize,
+            connect_timeout: t.connect_timeout,
+            idle_timeout: t.idle_timeout,
+            keepalive: keepalive.clone(),
+        },
+        server: ServerSettings {
+            flow,
+            max_streams: t.max_peer_streams,
+            keepalive,
+            ..ServerSettings::default()
+        },
+        connect_timeout: config.proxy.connect_timeout,
+        handshake_timeout: t.connect_timeout,
+        keepalive: Keepalive { idle: k.idle, interval: k.interval, probes: u32::from(k.probes) },
+    })
+}
+
+/// What an answer to CONNECT may carry; ztunnel's value.
+const CLIENT_HEADER_LIST: u32 = 16 * 1024;
+
+async fn count_flows(mut flows: Flows, table: Arc<ArcSwap<Table>>, telemetry: Telemetry) {
+    while let Some(flow) = flows.next().await {
+        let table = table.load();
+        let Some(pod) = pod_of(&table, flow.pod) else { continue };
+        telemetry.flow_left_alone(&FlowLeftAlone {
+            direction: flow.direction,
+            namespace: &pod.pod.namespace,
+            pod: &pod.pod.name,
+            sent: flow.sent,
+            received: flow.received,
+        });
+    }
+}
+
+/// Drops label sets that nobody uses any more.
+async fn prune(telemetry: Telemetry) {
+    let mut tick = tokio::time::interval(Duration::from_secs(30));
+    loop {
+        tick.tick().await;
+        telemetry.prune();
+    }
+}
+
+fn pod_of(table: &Table, cookie: NetnsCookie) -> Option<&Arc<pods::EnrolledPod>> {
+    table.values().filter_map(pods::PodState::enrolled).find(|p| p.netns.cookie() == cookie)
+}
+
+async fn quiet(task: impl Future<Output = ()>) -> Result<(), std::convert::Infallible> {
+    task.await;
+    Ok(())
+}
+
+/// A quarter of the processors, two at least: what ztunnel measured as enough, and pods keep the rest.
+fn workers(configured: u16) -> usize {
+    let all = std::thread::available_parallelism().map_or(2, usize::from);
+    if configured == 0 { all.div_ceil(4).max(2) } else { usize::from(configured) }
+}
+
+/// Two descriptors for each connection soon pass the usual soft limit of 1024.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(e) = raised {
+        tracing::warn!(error = %e, "setrlimit RLIMIT_NOFILE failed; raise LimitNOFILE for more connections");
+    }
+}
+
+/// For what should end at once when it is told to.
+const LAST: Duration = Duration::from_secs(5);

@@ -49,8 +49,7 @@ impl Settings {
         let cgroup = cgroup_mount()?.join(self.cgroup);
         let mut t = String::new();
         let _ = writeln!(t, "node:\n  name: {node}");
-        let _ = writeln!(t, "cgroup:\n  path: {}", cgroup.display());
-        let _ = writeln!(t, "bpf:\n  instance: {instance}");
+        let _ = writeln!(t, "bpf:\n  instance: {instance}\n  cgroup: {}", cgroup.display());
         let _ = writeln!(t, "capture:\n  mode: {}", self.capture);
         let _ = writeln!(t, "discovery:\n  file: {dir}/{node}.mesh.yaml\n  debounce: 20ms");
         let _ = writeln!(t, "certificates:\n  embedded:");

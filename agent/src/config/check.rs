@@ -24,7 +24,6 @@ impl Check {
     fn paths(&mut self, config: &Config) {
         let embedded = &config.certificates.embedded;
         for (field, path) in [
-            ("cgroup.path", &config.cgroup.path),
             ("bpf.pinRoot", &config.bpf.pin_root),
             ("discovery.file", &config.discovery.file),
             ("certificates.embedded.rootCertificate", &embedded.root_certificate),
@@ -35,8 +34,9 @@ impl Check {
                 self.refuse(field, "must not be empty");
             }
         }
-        // Both are compared with what the kernel reports, which is absolute.
-        for (field, path) in [("cgroup.path", &config.cgroup.path), ("bpf.pinRoot", &config.bpf.pin_root)] {
+        // They are compared with what the kernel reports, which is absolute.
+        let cgroup = config.bpf.cgroup.iter().map(|path| ("bpf.cgroup", path));
+        for (field, path) in cgroup.chain([("bpf.pinRoot", &config.bpf.pin_root)]) {
             if !FilePath::new(path).is_absolute() {
                 self.refuse(field, "must be an absolute path");
             }

@@ -14,8 +14,7 @@ use serde::{Deserialize, Serialize};
 
 pub use example::example;
 pub use sections::{
-    Bpf, BpfLog, Capture, CapturePreference, Certificates, Cgroup, Discovery, Embedded, Keepalive, Node,
-    Proxy, Tunnel,
+    Capture, CapturePreference, Certificates, Discovery, Embedded, Keepalive, Node, Proxy, Tunnel,
 };
 
 use crate::admin::AdminConfig;
@@ -27,10 +26,8 @@ use crate::telemetry::TelemetryConfig;
 pub struct Config {
     /// The machine that this agent serves.
     pub node: Node,
-    /// Where in the cgroup tree the kernel programs attach.
-    pub cgroup: Cgroup,
     /// The kernel programs.
-    pub bpf: Bpf,
+    pub bpf: crate::bpf::Config,
     /// How pods' outgoing connections come to the agent.
     pub capture: Capture,
     /// What the mesh consists of.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::model::units;
+use crate::model::{TrustDomain, units};
 
 /// The machine that this agent serves.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -14,53 +14,6 @@ use crate::model::units;
 pub struct Node {
     /// The node's name in the cluster. When empty, the environment's NODE_NAME.
     pub name: String,
-}
-
-/// Where in the cgroup tree the kernel programs attach.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
-pub struct Cgroup {
-    /// A cgroup v2 folder. Processes of pods outside of it are not captured, so in a cluster this is
-    /// the root.
-    pub path: PathBuf,
-}
-
-impl Default for Cgroup {
-    fn default() -> Self {
-        Self { path: "/sys/fs/cgroup".into() }
-    }
-}
-
-/// The kernel programs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
-pub struct Bpf {
-    /// The folder below which maps and links are pinned; a BPF file system is mounted there if there
-    /// is none.
-    pub pin_root: PathBuf,
-    /// Keeps several agents on one kernel apart: an agent adopts, serves and removes only what is
-    /// pinned under its own instance. Lower-case letters, digits and '-'.
-    pub instance: String,
-    /// How much the kernel programs log: off, error, warn, info, debug or trace. Each message costs
-    /// time on the connection's path.
-    pub log_level: BpfLog,
-}
-
-impl Default for Bpf {
-    fn default() -> Self {
-        Self { pin_root: "/sys/fs/bpf/underpass".into(), instance: "default".into(), log_level: BpfLog::Warn }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum BpfLog {
-    Off,
-    Error,
-    Warn,
-    Info,
-    Debug,
-    Trace,
 }
 
 /// How pods' outgoing connections come to the agent.
@@ -141,6 +94,9 @@ impl Default for Certificates {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct Embedded {
+    /// The only trust domain that it issues for: the mesh's.
+    #[schemars(with = "String")]
+    pub trust_domain: TrustDomain,
     /// PEM file of the root's certificate.
     pub root_certificate: PathBuf,
     /// PEM file of the root's key; mode 0600 when the agent makes it.
@@ -160,6 +116,7 @@ pub struct Embedded {
 impl Default for Embedded {
     fn default() -> Self {
         Self {
+            trust_domain: TrustDomain::default(),
             root_certificate: "/var/lib/underpass/root-cert.pem".into(),
             root_key: "/var/lib/underpass/root-key.pem".into(),
             create_root: true,

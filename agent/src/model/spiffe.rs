@@ -37,6 +37,13 @@ pub enum SpiffeError {
     Segment(String),
 }
 
+impl Default for TrustDomain {
+    /// Istio's: `cluster.local`.
+    fn default() -> Self {
+        Self("cluster.local".into())
+    }
+}
+
 impl TrustDomain {
     /// Istio's default.
     pub fn cluster_local() -> Self {

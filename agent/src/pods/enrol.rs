@@ -19,12 +19,14 @@ use crate::discovery::Snapshot;
 use crate::model::LocalPod;
 use crate::sys::SysError;
 use crate::sys::netns::Netns;
+use crate::telemetry::Telemetry;
 
 /// What every enrolment uses.
 pub struct Setting {
     pub kernel: Arc<dyn Kernel>,
     pub destinations: Arc<Destinations>,
     pub certs: certs::Manager,
+    pub telemetry: Telemetry,
     pub wanted: Wanted,
     pub numbers: Numbers,
     /// How long a pod waits for its certificate before it is tried again later.

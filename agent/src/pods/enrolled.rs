@@ -52,18 +52,19 @@ impl EnrolledPod {
         }
     }
 
-    /// Lets live connections end by themselves for `grace`, then ends them.
-    pub(super) async fn drain(&self, grace: Duration) {
+    /// Lets live connections end by themselves until `deadline`, then ends them.
+    pub async fn drain(&self, deadline: impl Future<Output = ()>) {
         self.close_listeners().await;
         self.tasks.close();
         let _ended = self.ended.clone().drop_guard();
-        if tokio::time::timeout(grace, self.tasks.wait()).await.is_err() {
-            self.cut.cancel();
-            // Each task watches `cut`; this bound is for one that is stuck in the kernel.
-            if tokio::time::timeout(LAST, self.tasks.wait()).await.is_err() {
-                tracing::warn!(pod = %self.pod.name, left = self.tasks.len(),
-                    "connections did not end when they were cut; leaving them behind");
-            }
+        tokio::select! {
+            () = self.tasks.wait() => return,
+            () = deadline => self.cut.cancel(),
+        }
+        // Each task watches `cut`; this bound is for one that is stuck in the kernel.
+        if tokio::time::timeout(LAST, self.tasks.wait()).await.is_err() {
+            tracing::warn!(pod = %self.pod.name, left = self.tasks.len(),
+                "connections did not end when they were cut; leaving them behind");
         }
     }
 }

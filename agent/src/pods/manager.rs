@@ -32,6 +32,16 @@ pub enum PodState {
     Leaving(Arc<EnrolledPod>),
 }
 
+impl PodState {
+    /// The pod's connections, unless it has none because it is not enrolled.
+    pub fn enrolled(&self) -> Option<&Arc<EnrolledPod>> {
+        match self {
+            Self::Enrolled(p) | Self::Leaving(p) => Some(p),
+            Self::Refused { .. } => None,
+        }
+    }
+}
+
 /// A pod that has just been enrolled; whoever receives this accepts on its listeners.
 #[derive(Debug)]
 pub struct Started {
@@ -155,7 +165,7 @@ impl Manager {
         insert(&table, uid.clone(), PodState::Leaving(Arc::clone(&enrolled)));
         enrolled.close_listeners().await;
         self.leaving.spawn(async move {
-            enrolled.drain(setting.drain).await;
+            enrolled.drain(tokio::time::sleep(setting.drain)).await;
             // Live connections needed the rule until now. The same namespace may have been enrolled
             // again meanwhile, under another uid or with other addresses.
             let again = setting.kernel.enrolled().is_ok_and(|all| all.contains(&cookie));
@@ -163,6 +173,7 @@ impl Manager {
                 tracing::debug!(uid = %uid, error = %e, "the namespace keeps its rule");
             }
             remove_if_leaving(&table, &uid);
+            setting.telemetry.forget_pod(&enrolled.pod.namespace, &enrolled.pod.name);
             uid
         });
     }
@@ -294,6 +305,8 @@ impl Manager {
             };
             next.insert(uid.clone(), state);
         }
+        let enrolled = next.values().filter(|s| matches!(s, PodState::Enrolled(_))).count();
+        self.setting.telemetry.pods_enrolled(enrolled);
         self.table.store(Arc::new(next));
     }
 }

@@ -1,0 +1,195 @@
+//! Only here is a [`Permit`] made, and nothing is delivered without one. A permit can be taken back:
+//! when a policy changes, every live connection of the pod is judged again.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::deliver::Stop;
+use crate::discovery::Snapshot;
+use crate::model::{Cause, ConnectionId, LocalPod};
+use crate::policy::{Conn, Verdict};
+
+/// Judges connections to one pod.
+pub struct Authorizer {
+    pod: Arc<LocalPod>,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    live: Mutex<HashMap<ConnectionId, Live>>,
+}
+
+struct Live {
+    conn: Conn,
+    stop: Stop,
+}
+
+/// Policy allows this connection, until [`Permit::stop`] says otherwise.
+pub struct Permit {
+    id: ConnectionId,
+    authorizer: Arc<Authorizer>,
+    stop: Stop,
+    policy: Option<Arc<str>>,
+}
+
+/// Policy refuses this connection.
+#[derive(Debug)]
+pub struct Denied {
+    pub policy: Option<Arc<str>>,
+    pub why: String,
+}
+
+impl Authorizer {
+    pub fn new(pod: Arc<LocalPod>, snapshots: watch::Receiver<Arc<Snapshot>>) -> Arc<Self> {
+        Arc::new(Self { pod, snapshots, live: Mutex::default() })
+    }
+
+    pub fn authorize(
+        self: &Arc<Self>,
+        id: ConnectionId,
+        conn: Conn,
+        cut: &CancellationToken,
+    ) -> Result<Permit, Denied> {
+        let stop = Stop::under(cut);
+        // Listed before it is judged: a policy that changes between the two is either seen by the
+        // judgement below or by the review, never by neither.
+        self.live().insert(id, Live { conn: conn.clone(), stop: stop.clone() });
+        let mut permit = Permit { id, authorizer: Arc::clone(self), stop, policy: None };
+        permit.policy = self.judge(&conn)?;
+        Ok(permit)
+    }
+
+    /// Judges the live connections again whenever the snapshot changes, until `stop`.
+    pub async fn review(self: Arc<Self>, stop: CancellationToken) {
+        let mut snapshots = self.snapshots.clone();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = snapshots.changed() => if changed.is_err() { return },
+            }
+            for live in self.live().values() {
+                if self.judge(&live.conn).is_err() {
+                    live.stop.end(Cause::PolicyRevoked);
+                }
+            }
+        }
+    }
+
+    fn judge(&self, conn: &Conn) -> Result<Option<Arc<str>>, Denied> {
+        let snapshot = Arc::clone(&self.snapshots.borrow());
+        match snapshot.inbound_policy(&self.pod).evaluate(conn) {
+            Verdict::Allow { by } => Ok(by),
+            Verdict::Deny { by, why } => Err(Denied { policy: by, why: why.to_string() }),
+        }
+    }
+
+    fn live(&self) -> MutexGuard<'_, HashMap<ConnectionId, Live>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Permit {
+    /// Ends the connection when policy no longer allows it, or the pod's drain is over.
+    pub fn stop(&self) -> &Stop {
+        &self.stop
+    }
+
+    /// `namespace/name` of the policy that allowed it, where one had to.
+    pub fn policy(&self) -> Option<&Arc<str>> {
+        self.policy.as_ref()
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.authorizer.live().remove(&self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+    use crate::discovery::Store;
+    use crate::discovery::file::parse;
+    use crate::model::SpiffeId;
+
+    /// One local pod, and policies as given.
+    fn mesh(policies: &str, attached: &str) -> String {
+        format!(
+            "mesh: {{}}
+localPods:
+- {{uid: p, name: server, namespace: shop, serviceAccount: server, netns: /run/netns/p, addresses: [10.0.0.1]}}
+workloads:
+- {{uid: p, name: server, namespace: shop, serviceAccount: server, workloadIps: [10.0.0.1], protocol: HBONE,
+   authorizationPolicies: [{attached}]}}
+policies: [{policies}]
+"
+        )
+    }
+
+    const DENY_BAD: &str = "{name: no-bad, namespace: shop, scope: NAMESPACE, action: DENY,
+      groups: [{rules: [{matches: [{principals: [cluster.local/ns/shop/sa/bad]}]}]}]}";
+
+    fn publish(store: &Store, policies: &str, attached: &str) {
+        store.publish(parse(&mesh(policies, attached)).expect("a valid mesh").state);
+    }
+
+    fn conn(account: &str) -> Conn {
+        let source: SpiffeId = format!("spiffe://cluster.local/ns/shop/sa/{account}").parse().unwrap();
+        Conn {
+            source: Some(source),
+            source_ip: IpAddr::from([10, 0, 0, 2]),
+            destination_ip: IpAddr::from([10, 0, 0, 1]),
+            destination_port: 80,
+        }
+    }
+
+    fn authorizer(store: &Store) -> Arc<Authorizer> {
+        let pod = store.current().local_pods().next().expect("one pod").clone();
+        Authorizer::new(pod, store.subscribe())
+    }
+
+    #[tokio::test]
+    async fn a_new_policy_takes_back_exactly_the_permits_that_it_forbids() {
+        let store = Store::new();
+        publish(&store, "", "");
+        let authorizer = authorizer(&store);
+        let cut = CancellationToken::new();
+        tokio::spawn(Arc::clone(&authorizer).review(cut.clone()));
+        let bad = authorizer.authorize(ConnectionId(1), conn("bad"), &cut).expect("nothing forbids it yet");
+        let good = authorizer.authorize(ConnectionId(2), conn("good"), &cut).expect("nothing forbids it");
+        tokio::task::yield_now().await;
+
+        publish(&store, DENY_BAD, "");
+        assert_eq!(bad.stop().ended().await, Cause::PolicyRevoked);
+        assert!(futures::poll!(std::pin::pin!(good.stop().ended())).is_pending());
+
+        let denied = authorizer.authorize(ConnectionId(3), conn("bad"), &cut).err().expect("denied");
+        assert_eq!(denied.policy.as_deref(), Some("shop/no-bad"));
+        drop((bad, good));
+        assert!(authorizer.live().is_empty(), "a permit that is dropped, or never given, leaves nothing");
+    }
+
+    #[tokio::test]
+    async fn a_pod_that_is_no_workload_any_more_admits_nobody() {
+        let store = Store::new();
+        publish(&store, "", "");
+        let authorizer = authorizer(&store);
+        let cut = CancellationToken::new();
+        assert!(authorizer.authorize(ConnectionId(1), conn("good"), &cut).is_ok());
+        store.publish(parse("mesh: {}").expect("a valid mesh").state);
+        assert!(authorizer.authorize(ConnectionId(2), conn("good"), &cut).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_policy_that_is_named_but_unknown_denies() {
+        let store = Store::new();
+        publish(&store, "", "shop/not-here");
+        let authorizer = authorizer(&store);
+        let cut = CancellationToken::new();
+        let denied = authorizer.authorize(ConnectionId(1), conn("good"), &cut).err().expect("denied");
+        assert!(denied.why.contains("not-here") || denied.policy.as_deref() == Some("shop/not-here"));
+    }
+}

@@ -1,0 +1,201 @@
+//! A tunnel that another node opens to one of our pods, and each connection in it: identified →
+//! authorized → delivered → recorded.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use http::StatusCode;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
+
+use super::capture;
+use super::deliver;
+use super::end::End;
+use super::node::PodProxy;
+use super::outbound::dial_cause;
+use super::tunnel::{self, Drain, Inbound, Reject, Respond, Target};
+use crate::discovery::Snapshot;
+use crate::model::{AppAddr, Cause, ClientAddr, Direction, OriginalDst, SpiffeId, ports};
+use crate::policy::Conn;
+use crate::sys::socket;
+use crate::telemetry::{Party, Record};
+use crate::tls;
+
+/// Serves one connection to port 15008 to its end.
+pub async fn serve(pod: Arc<PodProxy>, stream: TcpStream) {
+    let (Ok(client), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else { return };
+    let client = ClientAddr(SocketAddr::new(client.ip().to_canonical(), client.port()));
+    let local = OriginalDst(SocketAddr::new(local.ip().to_canonical(), local.port()));
+    let _ = socket::tune(std::os::fd::AsFd::as_fd(&stream), pod.node.keepalive);
+    let (tls, peer) = match handshake(&pod, stream).await {
+        Ok(done) => done,
+        Err((cause, why)) => {
+            // Nothing was asked for yet, so the record is of the attempt itself.
+            let record = capture::open(&pod, Direction::Inbound, client, local);
+            return record.finish(cause, Some(why));
+        }
+    };
+    let peer = Arc::new(peer);
+    let drain = Drain { begin: pod.enrolled.leaving.clone(), cut: pod.enrolled.cut.clone() };
+    let ended =
+        tunnel::serve(tls, &pod.node.server, drain, Requests { pod: &pod, client, local, peer }).await;
+    tracing::debug!(pod = %pod.enrolled.pod.name, %client, %ended, "tunnel ended");
+}
+
+/// What to do with each CONNECT of one tunnel.
+struct Requests<'a> {
+    pod: &'a Arc<PodProxy>,
+    client: ClientAddr,
+    local: OriginalDst,
+    peer: Arc<SpiffeId>,
+}
+
+impl tunnel::Accept for Requests<'_> {
+    fn inbound(&mut self, inbound: Inbound) {
+        let (pod, peer) = (Arc::clone(self.pod), Arc::clone(&self.peer));
+        let (client, local) = (self.client, self.local);
+        self.pod.enrolled.tasks.spawn(async move { one(&pod, client, local, &peer, inbound).await });
+    }
+
+    fn rejected(&mut self, why: Reject) {
+        let record = capture::open(self.pod, Direction::Inbound, self.client, self.local);
+        record.set_source(Party { workload: None, identity: Some((*self.peer).clone()) });
+        record.set_mtls(true);
+        record.finish(Cause::BadRequest, Some(why.to_string()));
+    }
+}
+
+async fn handshake(
+    pod: &PodProxy,
+    stream: TcpStream,
+) -> Result<(tokio_rustls::server::TlsStream<TcpStream>, SpiffeId), (Cause, String)> {
+    let identity =
+        pod.enrolled.lease.current().ok_or_else(|| {
+            (Cause::NoCertificate, "no valid certificate for this service account".to_owned())
+        })?;
+    let accept = TlsAcceptor::from(identity.server_config()).accept(stream);
+    let tls = tokio::time::timeout(pod.node.handshake_timeout, accept)
+        .await
+        .map_err(|_| (Cause::TlsFailed, "the client did not finish the TLS handshake in time".to_owned()))?
+        .map_err(|e| (tls::cause_of(&e), format!("TLS handshake: {}", tls::reason_of(&e))))?;
+    let peer = tls::peer_of(tls.get_ref().1).map_err(|e| (e.cause(), e.to_string()))?;
+    Ok((tls, peer))
+}
+
+/// One CONNECT.
+async fn one(pod: &Arc<PodProxy>, client: ClientAddr, local: OriginalDst, peer: &SpiffeId, inbound: Inbound) {
+    let destination = match inbound.connect.target {
+        Target::Address(addr) => OriginalDst(addr),
+        Target::Host(..) => local,
+    };
+    let record = capture::open(pod, Direction::Inbound, client, destination);
+    let snapshot = pod.node.snapshot();
+    let source = snapshot.workload(client.ip()).filter(|w| w.identity == *peer).cloned();
+    record.set_source(Party { workload: source, identity: Some(peer.clone()) });
+    record.set_destination(Party {
+        workload: snapshot.workload_of(&pod.enrolled.pod).cloned(),
+        identity: Some(pod.enrolled.pod.identity.clone()),
+    });
+    record.set_mtls(true);
+    let target = target(pod, &snapshot, local, &inbound.connect.target);
+    drop(snapshot);
+    let end = match target {
+        Ok(app) => connection(pod, client, peer, app, &record, inbound.respond).await,
+        Err((status, cause, why)) => reject(inbound.respond, status, cause, why),
+    };
+    record.finish(end.cause, end.detail);
+}
+
+async fn connection(
+    pod: &Arc<PodProxy>,
+    client: ClientAddr,
+    peer: &SpiffeId,
+    app: AppAddr,
+    record: &Record,
+    mut respond: Respond,
+) -> End {
+    record.set_hbone_addr(app.0);
+    let conn = Conn {
+        source: Some(peer.clone()),
+        source_ip: client.ip(),
+        destination_ip: app.ip(),
+        destination_port: app.port(),
+    };
+    let permit = match pod.authorizer.authorize(record.id(), conn, &pod.enrolled.cut) {
+        Ok(permit) => permit,
+        Err(denied) => {
+            if let Some(policy) = denied.policy {
+                record.set_policy(policy);
+            }
+            return reject(respond, StatusCode::UNAUTHORIZED, Cause::PolicyDenied, denied.why);
+        }
+    };
+    if let Some(policy) = permit.policy() {
+        record.set_policy(Arc::clone(policy));
+    }
+    let upstream = tokio::select! {
+        dialled = pod.deliver_as(app, client) => match dialled {
+            Ok(upstream) => upstream,
+            Err(e) => return reject(respond, StatusCode::SERVICE_UNAVAILABLE, dial_cause(&e), e.to_string()),
+        },
+        gone = respond.cancelled() => {
+            return End { cause: Cause::ClientReset, detail: Some(gone.to_string()) };
+        }
+        cause = permit.stop().ended() => {
+            return reject(respond, StatusCode::SERVICE_UNAVAILABLE, cause, "ended while connecting".into());
+        }
+    };
+    let tunnel = match respond.accept(pod.baggage().as_ref()) {
+        Ok(tunnel) => tunnel,
+        Err(e) => return End::refused(upstream, Cause::ClientReset, e.to_string()),
+    };
+    record.established();
+    deliver::copy(upstream, tunnel, Direction::Inbound, record.counts(), permit.stop()).await.into()
+}
+
+fn reject(respond: Respond, status: StatusCode, cause: Cause, why: String) -> End {
+    respond.reject(status);
+    End { cause, detail: Some(why) }
+}
+
+/// What may be asked for: this pod, at the address that the tunnel came to, on any port but our own.
+fn target(
+    pod: &PodProxy,
+    snapshot: &Snapshot,
+    local: OriginalDst,
+    asked: &Target,
+) -> Result<AppAddr, (StatusCode, Cause, String)> {
+    let app = match asked {
+        Target::Address(addr) => {
+            let ip = addr.ip().to_canonical();
+            if ip != local.ip() || !pod.owns(ip) {
+                let why = format!("CONNECT to {addr}, which is not the address {} of this pod", local.ip());
+                return Err((StatusCode::BAD_REQUEST, Cause::BadTarget, why));
+            }
+            SocketAddr::new(ip, addr.port())
+        }
+        Target::Host(name, port) => {
+            let found = own_port_of(pod, snapshot, name, *port);
+            let port = found.ok_or_else(|| {
+                let why = format!("CONNECT to {name}:{port}, which is no service of this pod");
+                (StatusCode::SERVICE_UNAVAILABLE, Cause::BadTarget, why)
+            })?;
+            SocketAddr::new(local.ip(), port)
+        }
+    };
+    if ports::ALL.contains(&app.port()) || app.port() == 0 {
+        let why = format!("CONNECT to port {}, which is the agent's own", app.port());
+        return Err((StatusCode::SERVICE_UNAVAILABLE, Cause::BadTarget, why));
+    }
+    Ok(AppAddr(app))
+}
+
+/// The target port of a service by that name that this pod is an endpoint of; its own namespace's first.
+fn own_port_of(pod: &PodProxy, snapshot: &Snapshot, host: &str, port: u16) -> Option<u16> {
+    let me = snapshot.workload_of(&pod.enrolled.pod)?;
+    let mut services: Vec<_> = snapshot.services_by_host(host).collect();
+    services.sort_by_key(|s| s.namespace != me.namespace);
+    services.into_iter().find_map(|service| {
+        snapshot.endpoints(&service.key(), port).find(|(w, _)| w.uid == me.uid).map(|(_, target)| target)
+    })
+}

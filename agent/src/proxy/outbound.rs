@@ -1,0 +1,169 @@
+//! A connection that one of our pods makes: captured → routed → tunnelled (or passed on) → delivered →
+//! recorded.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use super::capture::{self, Captured};
+use super::deliver::{self, Stop};
+use super::dial::DialError;
+use super::end::End;
+use super::node::PodProxy;
+use super::tunnel::{self, Connect, Forwarded, Key, Target, TraceParent};
+use crate::discovery::{self, Route};
+use crate::model::{AppAddr, Cause, ClientAddr, Direction, NextHop, Service, SpiffeId, Workload};
+use crate::telemetry::{Party, Record};
+use crate::tls;
+
+/// Serves one connection to its end.
+pub async fn serve(pod: Arc<PodProxy>, stream: TcpStream) {
+    let captured = match capture::outbound(&pod, stream) {
+        Some(Ok(captured)) => captured,
+        Some(Err(refused)) => return refused.record.finish(refused.cause, Some(refused.why)),
+        None => return,
+    };
+    let Captured { stream, client, destination, record } = captured;
+    let snapshot = pod.node.snapshot();
+    record.set_source(Party {
+        workload: snapshot.workload_of(&pod.enrolled.pod).cloned(),
+        identity: Some(pod.enrolled.pod.identity.clone()),
+    });
+    let route = discovery::route(&snapshot, &pod.enrolled.pod, destination, &mut rand::rng());
+    let revision = snapshot.revision();
+    drop(snapshot);
+    let end = match route {
+        Route::Hbone { next_hop, target, expected, service, workload } => {
+            let way = Way { next_hop, target, expected, service, workload };
+            through_tunnel(&pod, stream, client, &record, way).await
+        }
+        Route::Plain { to, service, workload, learn } => {
+            record.set_destination(Party { workload, identity: None });
+            if let Some(service) = service {
+                record.set_service(service);
+            }
+            if learn {
+                teach(&pod, revision, to.ip());
+            }
+            passed_on(&pod, stream, &record, to).await
+        }
+        Route::Refuse(cause, why) => End::refused(stream, cause, why),
+    };
+    record.finish(end.cause, end.detail);
+}
+
+/// A destination inside the mesh, and who must answer for it.
+struct Way {
+    next_hop: NextHop,
+    target: AppAddr,
+    expected: Arc<[SpiffeId]>,
+    service: Option<Arc<Service>>,
+    workload: Arc<Workload>,
+}
+
+async fn through_tunnel(
+    pod: &Arc<PodProxy>,
+    stream: TcpStream,
+    client: ClientAddr,
+    record: &Record,
+    way: Way,
+) -> End {
+    record.set_destination(Party {
+        workload: Some(Arc::clone(&way.workload)),
+        identity: Some(way.workload.identity.clone()),
+    });
+    if let Some(service) = &way.service {
+        record.set_service(Arc::clone(service));
+    }
+    record.set_next_hop(way.next_hop);
+    record.set_hbone_addr(way.target.0);
+    let request = Connect {
+        baggage: pod.baggage(),
+        forwarded: Some(Forwarded {
+            client: client.0,
+            host: way.service.as_ref().map(|s| Arc::clone(&s.hostname)),
+        }),
+        trace: Some(TraceParent::random(&mut rand::rng())),
+        ..Connect::to(Target::Address(way.target.0))
+    };
+    let key = Key::new(pod.enrolled.pod.uid.clone(), way.next_hop, &way.expected);
+    let opened =
+        pod.pool.open(&key, &request, || connect(Arc::clone(pod), way.next_hop, Arc::clone(&way.expected)));
+    let stop = Stop::under(&pod.enrolled.cut);
+    let tunnel = tokio::select! {
+        opened = opened => match opened {
+            Ok(tunnel) => tunnel,
+            Err(e) => return End::refused(stream, e.cause(), e.to_string()),
+        },
+        cause = stop.ended() => {
+            return End::refused(stream, cause, "the agent or the pod is leaving".into());
+        }
+    };
+    // The pool hands out only tunnels whose peer proved one of the expected identities.
+    record.set_mtls(true);
+    record.established();
+    deliver::copy(stream, tunnel, Direction::Outbound, record.counts(), &stop).await.into()
+}
+
+/// One new tunnel: TCP from inside the pod's namespace, then TLS with the pod's certificate.
+async fn connect(
+    pod: Arc<PodProxy>,
+    to: NextHop,
+    expected: Arc<[SpiffeId]>,
+) -> Result<tokio_rustls::client::TlsStream<TcpStream>, tunnel::DialError> {
+    let identity = pod.enrolled.lease.current().ok_or_else(|| {
+        tunnel::DialError::new(Cause::NoCertificate, "no valid certificate for this service account")
+    })?;
+    let config = identity.client_config(&expected).map_err(|e| tunnel::DialError::new(e.cause(), e))?;
+    let tcp = pod
+        .dialer()
+        .from_pod(to.0, pod.source_for(to.ip()))
+        .await
+        .map_err(|e| tunnel::DialError::new(Cause::PeerUnreachable, e.to_string()))?;
+    // SNI is off; rustls asks for a name all the same, and the verifier does not look at it.
+    let name = rustls_pki_types::ServerName::from(to.ip());
+    let handshake = TlsConnector::from(config).connect(name, tcp);
+    match tokio::time::timeout(pod.node.handshake_timeout, handshake).await {
+        Ok(Ok(tls)) => Ok(tls),
+        Ok(Err(e)) => {
+            Err(tunnel::DialError::new(tls::cause_of(&e), format!("TLS with {to}: {}", tls::reason_of(&e))))
+        }
+        Err(_) => Err(tunnel::DialError::new(Cause::TlsFailed, format!("TLS with {to}: no answer in time"))),
+    }
+}
+
+/// A destination that is not the mesh's after all, or a service's endpoint outside the mesh: plain TCP
+/// from the pod's own address, as the application would have made it.
+async fn passed_on(pod: &PodProxy, stream: TcpStream, record: &Record, to: SocketAddr) -> End {
+    record.set_next_hop(NextHop(to));
+    let upstream = match pod.dialer().from_pod(to, None).await {
+        Ok(upstream) => upstream,
+        Err(e) => return End::refused(stream, dial_cause(&e), e.to_string()),
+    };
+    record.established();
+    let stop = Stop::under(&pod.enrolled.cut);
+    deliver::copy_tcp(stream, upstream, record.counts(), &stop).await.into()
+}
+
+/// Tells the kernel that this address is not the mesh's. An address that the application put on an
+/// interface of its own is told as the pod's: else our own dial would loop back to us.
+fn teach(pod: &PodProxy, revision: u64, ip: IpAddr) {
+    let own = pod.enrolled.netns.addresses().is_ok_and(|all| all.contains(&ip));
+    let told = if own {
+        pod.enrolled.update_addresses(&*pod.node.kernel)
+    } else {
+        pod.node.destinations.teach_leave(revision, ip)
+    };
+    if let Err(e) = told {
+        tracing::warn!(%ip, error = %e, "the kernel was not told of an address; its connections keep coming to the agent");
+    }
+}
+
+pub(super) fn dial_cause(e: &DialError) -> Cause {
+    match e {
+        DialError::Prepare(_) | DialError::Own(_) => Cause::Internal,
+        DialError::Connect { .. } | DialError::Timeout { .. } => Cause::ConnectRefused,
+    }
+}

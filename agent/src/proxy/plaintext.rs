@@ -1,0 +1,63 @@
+//! A plaintext connection from outside to one of our pods, which the kernel steered here because a
+//! policy must see it: authorized without an identity → delivered → recorded.
+
+use std::sync::Arc;
+
+use tokio::net::TcpStream;
+
+use super::capture::{self, Captured};
+use super::deliver;
+use super::end::End;
+use super::node::PodProxy;
+use super::outbound::dial_cause;
+use crate::model::{AppAddr, Cause};
+use crate::policy::Conn;
+use crate::telemetry::{Party, Record};
+
+pub async fn serve(pod: Arc<PodProxy>, stream: TcpStream) {
+    let captured = match capture::plaintext(&pod, stream) {
+        Some(Ok(captured)) => captured,
+        Some(Err(refused)) => return refused.record.finish(refused.cause, Some(refused.why)),
+        None => return,
+    };
+    let snapshot = pod.node.snapshot();
+    let record = &captured.record;
+    record.set_source(Party { workload: snapshot.workload(captured.client.ip()).cloned(), identity: None });
+    record.set_destination(Party {
+        workload: snapshot.workload_of(&pod.enrolled.pod).cloned(),
+        identity: Some(pod.enrolled.pod.identity.clone()),
+    });
+    drop(snapshot);
+    let Captured { stream, client, destination, record } = captured;
+    let end = judged(&pod, stream, client, AppAddr(destination.0), &record).await;
+    record.finish(end.cause, end.detail);
+}
+
+async fn judged(
+    pod: &Arc<PodProxy>,
+    stream: TcpStream,
+    client: crate::model::ClientAddr,
+    app: AppAddr,
+    record: &Record,
+) -> End {
+    let conn =
+        Conn { source: None, source_ip: client.ip(), destination_ip: app.ip(), destination_port: app.port() };
+    let permit = match pod.authorizer.authorize(record.id(), conn, &pod.enrolled.cut) {
+        Ok(permit) => permit,
+        Err(denied) => {
+            if let Some(policy) = denied.policy {
+                record.set_policy(policy);
+            }
+            return End::refused(stream, Cause::PolicyDenied, denied.why);
+        }
+    };
+    if let Some(policy) = permit.policy() {
+        record.set_policy(Arc::clone(policy));
+    }
+    let upstream = match pod.deliver_as(app, client).await {
+        Ok(upstream) => upstream,
+        Err(e) => return End::refused(stream, dial_cause(&e), e.to_string()),
+    };
+    record.established();
+    deliver::copy_tcp(stream, upstream, record.counts(), permit.stop()).await.into()
+}
