@@ -26,9 +26,9 @@ fn main() -> Result<()> {
     match reboot(RebootMode::RB_POWER_OFF)? {}
 }
 
-/// The exit status of the first command that fails, else 0. The others do not run: what they would show
-/// rests on the first.
+/// Runs every command, and returns the exit status of the first that fails, else 0.
 fn run_all() -> Result<i32> {
+    let mut first_failure = 0;
     for line in fs::read_to_string("/commands").context("read /commands")?.lines() {
         let mut words = line.split_whitespace();
         let Some(program) = words.next() else { continue };
@@ -37,11 +37,11 @@ fn run_all() -> Result<i32> {
         command.args(words).env_clear().envs(ENVIRONMENT);
         let status = command.status().with_context(|| format!("start {line}"))?;
         println!("vm-init: `{line}` ended with {status}");
-        if !status.success() {
-            return Ok(status.code().unwrap_or(1));
+        if !status.success() && first_failure == 0 {
+            first_failure = status.code().unwrap_or(1);
         }
     }
-    Ok(0)
+    Ok(first_failure)
 }
 
 const ENVIRONMENT: [(&str, &str); 5] = [

@@ -11,9 +11,10 @@ use crate::vm::{self, Series};
 use crate::{build_ebpf, demo, process, setup};
 
 pub(crate) mod fuzz;
-mod programs;
+pub(crate) mod programs;
 mod tally;
 
+use programs::Program;
 use tally::Tally;
 
 /// Run every test: units, node stories, the demo, virtual machines, fuzzing.
@@ -60,10 +61,7 @@ impl Test {
         report.time("tools", setup::test_tools)?;
         report.time("kernel programs", || build_ebpf::ensure().map(drop))?;
         report.time("binaries", || binaries(Profile::Dev, &[]))?;
-        let mut programs = Vec::new();
-        if wanted(Lane::Units) || wanted(Lane::Stories) {
-            programs = report.time("test programs", programs::build)?;
-        }
+        let programs = report.time("test programs", programs::build)?;
         for lane in Lane::ALL.into_iter().filter(|lane| wanted(*lane)) {
             match lane {
                 Lane::Units => {
@@ -81,7 +79,9 @@ impl Test {
                 Lane::Fuzz => report.add("fuzzing", || must.tallied(|t| fuzz::run(self.fuzz_seconds, t))),
                 Lane::Vm => {
                     for series in Series::ALL {
-                        report.add(&format!("Linux {series}"), || must.tallied(|t| run_vm(series, t)));
+                        report.add(&format!("Linux {series}"), || {
+                            must.tallied(|t| run_vm(series, &programs, t))
+                        });
                     }
                 }
             }
@@ -119,13 +119,13 @@ fn run_demo(tally: &mut Tally) -> Result<()> {
     Ok(())
 }
 
-fn run_vm(series: Series, tally: &mut Tally) -> Result<()> {
+fn run_vm(series: Series, programs: &[Program], tally: &mut Tally) -> Result<()> {
     // Whether it can run is one question, whether it passes another.
     if let Err(why) = setup::vm_tools().and_then(|()| vm::fetch(series)) {
         tally.skip(&format!("{why:#}"));
         return Ok(());
     }
-    vm::tell_story(series)?;
+    vm::tell_story(series, programs)?;
     tally.passed += 1;
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
@@ -13,23 +13,23 @@ use serde_json::Value;
 use super::tally::Tally;
 use super::{Must, agent, expect_success};
 use crate::build::cargo;
-use crate::process;
+use crate::{checkout, process};
 
 /// A test program hangs rather than works when it takes longer.
 const LIMIT: Duration = Duration::from_secs(15 * 60);
 
 /// One test program.
-pub(super) struct Program {
+pub(crate) struct Program {
     /// The package, or the story's file.
-    pub(super) name: String,
+    pub(crate) name: String,
+    pub(crate) executable: PathBuf,
     story: bool,
-    executable: PathBuf,
     /// Where cargo would run it.
     folder: PathBuf,
 }
 
 /// Builds every test program of the workspace.
-pub(super) fn build() -> Result<Vec<Program>> {
+pub(crate) fn build() -> Result<Vec<Program>> {
     let mut tests = cargo("test");
     tests.args(["--workspace", "--no-run", "--message-format=json-render-diagnostics"]);
     let out = tests.stderr(Stdio::inherit()).output().context("start cargo test")?;
@@ -45,19 +45,20 @@ pub(super) fn build() -> Result<Vec<Program>> {
 }
 
 fn program(message: &Value) -> Option<Program> {
-    let manifest = PathBuf::from(message["manifest_path"].as_str()?);
+    let folder = Path::new(message["manifest_path"].as_str()?).parent()?;
+    let kinds = message["target"]["kind"].as_array()?;
     if message["profile"]["test"] != true {
         return None;
     }
     Some(Program {
         name: message["target"]["name"].as_str()?.to_owned(),
-        story: message["target"]["kind"].as_array()?.iter().any(|kind| kind == "test"),
         executable: PathBuf::from(message["executable"].as_str()?),
-        folder: manifest.parent()?.to_owned(),
+        story: kinds.iter().any(|kind| kind == "test") && folder == checkout::root().join("tests"),
+        folder: folder.to_owned(),
     })
 }
 
-/// The tests beside the code.
+/// The tests beside the code, and those of single programs.
 pub(super) fn units(programs: &[Program], must: Must, tally: &mut Tally) -> Result<()> {
     let mut failed = Vec::new();
     for program in programs.iter().filter(|program| !program.story) {
@@ -99,7 +100,7 @@ pub(super) fn examples(tally: &mut Tally) -> Result<()> {
 }
 
 /// The node stories, one program for each file of them.
-pub(super) fn stories(programs: &[Program]) -> impl Iterator<Item = &Program> {
+pub(crate) fn stories(programs: &[Program]) -> impl Iterator<Item = &Program> {
     programs.iter().filter(|program| program.story)
 }
 

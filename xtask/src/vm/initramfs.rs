@@ -1,6 +1,6 @@
 //! The file system in memory: what was built, what it links to, modules, and the commands to run.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -12,15 +12,13 @@ use super::cpio::Archive;
 use super::kernel::Kernel;
 use crate::build::Profile;
 use crate::process;
+use crate::test::programs::{self, Program};
 
 /// Modules for the simulated pods' interfaces, and for closing sockets by netlink.
 const MODULES: [&str; 2] = ["veth", "tcp_diag"];
 
-/// The workspace's programs that go in, if they were built.
-const OURS: [&str; 2] = ["underpass", "underpass-demo"];
-
-/// Writes the archive. `commands` has one command per line, words separated by spaces.
-pub(super) fn write(to: &Path, kernel: &Kernel, commands: &str) -> Result<()> {
+/// Writes the archive with what `commands` need.
+pub(super) fn write(to: &Path, kernel: &Kernel, built: &[Program], commands: &[Vec<String>]) -> Result<()> {
     let file = fs::File::create(to).with_context(|| format!("create {}", to.display()))?;
     let mut archive = Archive::new(BufWriter::new(file));
     archive.console()?;
@@ -28,14 +26,13 @@ pub(super) fn write(to: &Path, kernel: &Kernel, commands: &str) -> Result<()> {
         archive.folder(folder)?;
     }
 
-    let mut programs = vec![("/init".to_owned(), Profile::Dev.binary("vm-init"))];
-    for name in OURS {
-        let built = Profile::Dev.binary(name);
-        if built.exists() {
-            programs.push((format!("/bin/{name}"), built));
-        }
+    // The agent, which others start, and `ip`, which they call, always.
+    let mut programs = BTreeMap::new();
+    programs.insert("/init".to_owned(), Profile::Dev.binary("vm-init"));
+    let named = commands.iter().filter_map(|command| command.first().map(String::as_str));
+    for name in named.chain(["underpass", "ip"]) {
+        programs.insert(format!("/bin/{name}"), find(name, built)?);
     }
-    programs.push(("/bin/ip".to_owned(), process::find("ip").context("ip is not in PATH")?));
 
     let mut libraries = BTreeSet::new();
     for (path, source) in &programs {
@@ -49,8 +46,19 @@ pub(super) fn write(to: &Path, kernel: &Kernel, commands: &str) -> Result<()> {
     for (at, (name, content)) in kernel.modules(&MODULES)?.iter().enumerate() {
         archive.file(&format!("/modules/{at:02}-{name}.ko"), 0o644, content)?;
     }
-    archive.file("/commands", 0o644, commands.as_bytes())?;
+    let lines: String = commands.iter().map(|words| words.join(" ") + "\n").collect();
+    archive.file("/commands", 0o644, lines.as_bytes())?;
     archive.finish()?.flush().with_context(|| format!("write {}", to.display()))
+}
+
+/// A file of stories, a binary of the workspace, or a program of this machine.
+fn find(name: &str, built: &[Program]) -> Result<PathBuf> {
+    if let Some(story) = programs::stories(built).find(|program| program.name == name) {
+        return Ok(story.executable.clone());
+    }
+    let binary = Profile::Dev.binary(name);
+    let found = binary.is_file().then_some(binary).or_else(|| process::find(name));
+    found.with_context(|| format!("{name} is no story, no binary of the workspace, and not in PATH"))
 }
 
 /// Unoptimised programs are mostly debug information, which would fill the machine's memory.

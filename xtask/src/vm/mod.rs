@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
 use crate::build::{Profile, binaries};
+use crate::test::programs::{self, Program};
 use crate::{build_ebpf, checkout, process, setup};
 
 mod cpio;
@@ -33,8 +34,8 @@ pub(crate) struct Vm {
     /// Seconds that one kernel may take from power on to power off.
     #[arg(long, default_value_t = 600)]
     limit: u64,
-    /// A command to run in place of `underpass check` and the demo; its program must be one of the
-    /// workspace's binaries, or `ip`.
+    /// A command to run in place of `underpass check`, the demo and the kernel programs' stories. Its
+    /// program is one of the workspace's binaries, a file of tests/tests, or `ip`.
     #[arg(last = true)]
     command: Vec<String>,
 }
@@ -55,9 +56,6 @@ pub(crate) enum Series {
     V6_12,
 }
 
-/// What the machine runs when nothing else is named: one command per line.
-const STORY: &str = "underpass check\nunderpass-demo\n";
-
 impl Vm {
     pub(crate) fn run(self) -> Result<()> {
         let series: &[Series] = match self.kernel {
@@ -65,18 +63,37 @@ impl Vm {
             Choice::V6_12 => &[Series::V6_12],
             Choice::All => &Series::ALL,
         };
+        setup::vm_tools()?;
+        build_ebpf::ensure()?;
+        binaries(Profile::Dev, &[])?;
+        let programs = programs::build()?;
         let commands = match self.command.is_empty() {
-            true => STORY.to_owned(),
-            false => self.command.join(" ") + "\n",
+            true => story(&programs),
+            false => vec![self.command],
         };
-        prepare()?;
+        let limit = Duration::from_secs(self.limit);
         for series in series {
             process::step(&format!("Linux {series}"), || {
-                boot(*series, &commands, Duration::from_secs(self.limit), self.verbose)
+                boot(*series, &programs, &commands, limit, self.verbose)
             })?;
         }
         Ok(())
     }
+}
+
+/// Boots a kernel and tells the whole story in it. Everything is built already.
+pub(crate) fn tell_story(series: Series, programs: &[Program]) -> Result<()> {
+    boot(series, programs, &story(programs), Duration::from_secs(600), false)
+}
+
+/// What differs between kernels: what the agent finds there, what it does there with real traffic, and
+/// what the kernel programs do by themselves.
+fn story(programs: &[Program]) -> Vec<Vec<String>> {
+    let words = |line: &str| line.split(' ').map(str::to_owned).collect();
+    let mut commands: Vec<Vec<String>> = vec![words("underpass check"), words("underpass-demo")];
+    let kernel = programs::stories(programs).filter(|program| program.name.starts_with("kernel_"));
+    commands.extend(kernel.map(|program| words(&format!("{} --test-threads=1", program.name))));
+    commands
 }
 
 impl Series {
@@ -92,27 +109,22 @@ impl fmt::Display for Series {
     }
 }
 
-/// Boots a kernel and runs the agent's check and the demo in it. Everything is built already.
-pub(crate) fn tell_story(series: Series) -> Result<()> {
-    boot(series, STORY, Duration::from_secs(600), false)
-}
-
 /// Sees that the kernel is there.
 pub(crate) fn fetch(series: Series) -> Result<()> {
     kernel::find_or_download(series, &folder(series)).map(drop)
 }
 
-fn prepare() -> Result<()> {
-    setup::vm_tools()?;
-    build_ebpf::ensure()?;
-    binaries(Profile::Dev, &[])
-}
-
-fn boot(series: Series, commands: &str, limit: Duration, verbose: bool) -> Result<()> {
+fn boot(
+    series: Series,
+    programs: &[Program],
+    commands: &[Vec<String>],
+    limit: Duration,
+    verbose: bool,
+) -> Result<()> {
     let folder = folder(series);
     let kernel = kernel::find_or_download(series, &folder)?;
     let initramfs = folder.join("initramfs");
-    initramfs::write(&initramfs, &kernel, commands)?;
+    initramfs::write(&initramfs, &kernel, programs, commands)?;
     let console = folder.join("console.log");
     let ended = qemu::run(&kernel.image, &initramfs, &console, limit, verbose)?;
     match ended {

@@ -87,9 +87,7 @@ fn lines_of(console: ChildStdout) -> mpsc::Receiver<String> {
     let (send, receive) = mpsc::channel();
     std::thread::spawn(move || {
         for line in BufReader::new(console).split(b'\n').map_while(Result::ok) {
-            // Firmware clears the screen, which would be the user's own.
-            let line: String =
-                String::from_utf8_lossy(&line).replace(|c: char| c != '\t' && c.is_control(), "");
+            let line = without_controls(&String::from_utf8_lossy(&line));
             if send.send(line).is_err() {
                 return;
             }
@@ -98,24 +96,51 @@ fn lines_of(console: ChildStdout) -> mpsc::Receiver<String> {
     receive
 }
 
+/// Firmware clears the screen, which would be the user's own: no control characters, and none of the
+/// sequences that an escape begins.
+fn without_controls(line: &str) -> String {
+    let mut shown = String::new();
+    let mut rest = line.chars();
+    while let Some(c) = rest.next() {
+        if c == '\u{1b}' && rest.next() == Some('[') {
+            rest.by_ref().find(|c| ('@'..='~').contains(c));
+        } else if c == '\t' || !c.is_control() {
+            shown.push(c);
+        }
+    }
+    shown
+}
+
 fn status_in(line: &str) -> Option<i32> {
     line.split_once(MARKER)?.1.trim().parse().ok()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::status_in;
+    use super::{status_in, without_controls};
 
     #[test]
     fn the_status_is_read_from_the_marker() {
         let table = [
             ("vm-init: commands ended with status 0", Some(0)),
-            ("\u{1b}[0mvm-init: commands ended with status 3 ", Some(3)),
+            ("\tvm-init: commands ended with status 3 ", Some(3)),
             ("vm-init: commands ended with status", None),
             ("status 0", None),
         ];
         for (line, status) in table {
             assert_eq!(status_in(line), status, "{line:?}");
+        }
+    }
+
+    #[test]
+    fn a_console_cannot_clear_the_screen() {
+        let table = [
+            ("\u{1b}c\u{1b}[?7l\u{1b}[2JBooting\r", "Booting"),
+            ("a\tb\u{1b}[0;31mc\u{1b}[0m", "a\tbc"),
+            ("\u{1b}", ""),
+        ];
+        for (line, shown) in table {
+            assert_eq!(without_controls(line), shown, "{line:?}");
         }
     }
 }
