@@ -81,11 +81,19 @@ impl Manager {
         (manager, table, receiver)
     }
 
-    /// Works until `stop`. `first` is told when the pods of the first snapshot have been tried.
+    /// Works until `stop`. `first` is told when the pods of the first snapshot have been tried. Before a
+    /// source has spoken nobody is let go: what a former agent enrolled stays closed.
     ///
     /// Stopping enrols nobody out: the kernel goes on refusing captured connections until an agent is
     /// back.
     pub async fn run(mut self, stop: CancellationToken, first: impl FnOnce() + Send) {
+        let synced = tokio::select! {
+            () = stop.cancelled() => return,
+            synced = self.snapshots.wait_for(|s| s.is_synced()) => synced.is_ok(),
+        };
+        if !synced {
+            return;
+        }
         self.sync().await;
         self.forget_strangers();
         first();
