@@ -127,6 +127,43 @@ fn a_file_that_is_not_there_is_a_failure_and_named() {
 }
 
 #[test]
+fn uninstall_of_what_is_not_there_is_done() {
+    let (code, out, error) =
+        run(&["uninstall", "--pin-root", "/sys/fs/bpf/nonexistent-underpass", "--instance", "none"]);
+    assert_eq!((code, out.as_str(), error.as_str()), (0, "nothing was installed\n", ""));
+}
+
+#[test]
+fn uninstall_clears_a_dead_agents_socket_and_refuses_under_a_live_one() {
+    let socket = std::env::temp_dir().join(format!("up{}-uninstall.sock", std::process::id()));
+    let config = File::new(
+        "uninstall.yaml",
+        &format!(
+            "bpf: {{pinRoot: /sys/fs/bpf/nonexistent-underpass, instance: none}}\nadmin: {{socket: {}}}\n",
+            socket.display()
+        ),
+    );
+    let live = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let (code, out, error) = run(&["uninstall", "--config", config.path()]);
+    assert_eq!((code, out.as_str()), (1, ""));
+    assert!(error.contains("an agent answers at") && error.contains(&*socket.to_string_lossy()), "{error}");
+    drop(live);
+    assert_eq!(run(&["uninstall", "--config", config.path()]).0, 0);
+    assert!(!socket.exists());
+}
+
+#[test]
+fn check_lists_what_it_looked_at_and_agrees_with_its_exit_code() {
+    let (code, json, error) = run(&["check", "-o", "json"]);
+    assert_eq!(error, "");
+    let report: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let requirements = report["requirements"].as_array().unwrap();
+    assert!(requirements.len() > 5, "{json}");
+    let missing = requirements.iter().any(|r| r["fatal"] == true && r["met"] == false);
+    assert_eq!(code, if missing { 4 } else { 0 }, "{json}");
+}
+
+#[test]
 fn a_reader_that_leaves_early_is_no_error() {
     use std::process::Stdio;
     let mut child = Command::new(env!("CARGO_BIN_EXE_underpass"))

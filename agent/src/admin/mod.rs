@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use sources::Sources;
 use unix::UnixSocket;
+pub use unix::remove_stale as remove_stale_socket;
 
 /// How operators and the node's supervisor ask the agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -52,9 +53,7 @@ impl Default for AdminConfig {
 
 #[derive(Debug, thiserror::Error)]
 pub enum AdminError {
-    #[error(
-        "another agent answers at {0}; stop it, or give this one its own admin.socket (and its own pins)"
-    )]
+    #[error("an agent answers at {0}; stop it, or use another admin.socket (and another bpf.instance)")]
     InUse(PathBuf),
     #[error("{0} exists and is not a socket; move it away, or set admin.socket elsewhere")]
     NotASocket(PathBuf),

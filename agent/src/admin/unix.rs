@@ -40,8 +40,11 @@ impl UnixSocket {
 
 const BACKLOG: i32 = 32;
 
-/// Removes a socket at which nobody listens any more.
-fn remove_stale(path: &Path) -> Result<(), AdminError> {
+/// Removes a socket at which nobody listens any more; that there is none is fine.
+///
+/// # Errors
+/// [`AdminError::InUse`] when somebody does listen.
+pub fn remove_stale(path: &Path) -> Result<(), AdminError> {
     let fail = |call| move |source| AdminError::Socket { call, path: path.into(), source };
     match fs::symlink_metadata(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::admin::DEFAULT_SOCKET;
@@ -36,6 +37,10 @@ pub(super) struct Underpass {
 pub(super) enum Command {
     /// Run the node agent until SIGTERM
     Agent(ConfigFile),
+    /// Say what this machine lacks, and what each missing thing costs
+    Check(CheckArgs),
+    /// Remove everything that an agent left in the kernel and in pods' namespaces
+    Uninstall(UninstallArgs),
     /// Show whether the agent is ready, and what is amiss
     Status(Query),
     /// List the pods of this node that are to be meshed
@@ -115,6 +120,28 @@ pub(super) struct LogArgs {
     pub(super) place: Place,
 }
 
+#[derive(Debug, Args)]
+pub(super) struct CheckArgs {
+    /// The configuration that an agent would run with [default: all defaults]
+    #[arg(long, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    pub(super) output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct UninstallArgs {
+    /// The configuration of the agent to remove
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["pin_root", "instance"])]
+    pub(super) config: Option<PathBuf>,
+    /// Where its maps and links are pinned [default: /sys/fs/bpf/underpass]
+    #[arg(long, value_name = "PATH")]
+    pub(super) pin_root: Option<PathBuf>,
+    /// Which agent of this kernel [default: default]
+    #[arg(long, value_name = "NAME")]
+    pub(super) instance: Option<String>,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Output {
     Table,
@@ -134,6 +161,14 @@ impl Place {
 
 pub(super) fn read_config(path: &Path) -> anyhow::Result<Config> {
     Ok(Config::read(path, &environment())?)
+}
+
+/// As [`read_config`]; all defaults when there is no file.
+pub(super) fn read_config_or_default(path: Option<&Path>) -> anyhow::Result<Config> {
+    match path {
+        Some(path) => read_config(path),
+        None => Config::parse("{}", &environment()).context("the default configuration is refused"),
+    }
 }
 
 fn environment() -> Environment {

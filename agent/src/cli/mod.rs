@@ -3,12 +3,14 @@
 
 mod agent;
 mod args;
+mod check;
 mod client;
 mod files;
 mod output;
 mod show;
 mod status;
 mod table;
+mod uninstall;
 
 use std::process::ExitCode;
 
@@ -42,6 +44,8 @@ pub fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<Answer> {
     match command {
         Command::Agent(args) => agent::run(&args.config),
+        Command::Check(args) => check::run(&args),
+        Command::Uninstall(args) => uninstall::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Pods(args) => show::run(&show::PODS, &args),
         Command::Workloads(args) => show::run(&show::WORKLOADS, &args),

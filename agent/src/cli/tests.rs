@@ -1,4 +1,5 @@
 use super::*;
+use crate::bpf::{Report, Requirement};
 use clap::CommandFactory;
 use serde_json::{Value, json};
 use std::io::{Read, Write};
@@ -23,6 +24,10 @@ fn what_may_be_typed() {
         ("underpass config check f", true),
         ("underpass config check", false),
         ("underpass mesh check f", true),
+        ("underpass check --config f -o json", true),
+        ("underpass uninstall", true),
+        ("underpass uninstall --pin-root /p --instance i", true),
+        ("underpass uninstall --config f --instance i", false),
         ("underpass log", true),
         ("underpass log info,underpass::proxy=debug", true),
         ("underpass", false),
@@ -110,6 +115,34 @@ ID   DIRECTION   STATE         SOURCE          SOURCE ADDRESS   DESTINATION   DE
 ");
 
     assert_eq!(show::POLICIES.table(&json!([])), "NAMESPACE   NAME   ACTION   SCOPE   GROUPS   DEFECT\n");
+}
+
+#[test]
+fn what_a_machine_lacks() {
+    let requirement = |name: &str, met, fatal| Requirement {
+        name: name.into(),
+        met,
+        fatal,
+        found: if met { "loads" } else { "lacks sk_assign" }.into(),
+        cost: "no steering".into(),
+    };
+    let good = Report {
+        requirements: vec![requirement("sk_lookup", true, true), requirement("nicer errors", false, false)],
+    };
+    assert_eq!(
+        check::page(&good),
+        "\
+RESULT   REQUIREMENT    FOUND             WITHOUT IT
+ok       sk_lookup      loads             -
+absent   nicer errors   lacks sk_assign   no steering
+
+The agent can run here.
+"
+    );
+    let bad = Report { requirements: vec![requirement("sk_lookup", false, true)] };
+    let page = check::page(&bad);
+    assert!(page.contains("missing   sk_lookup     lacks sk_assign   no steering\n"), "{page}");
+    assert!(page.contains("The agent cannot run here: one requirement is missing."), "{page}");
 }
 
 #[test]
