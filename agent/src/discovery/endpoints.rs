@@ -17,15 +17,11 @@ pub(super) struct ServiceEntry {
 }
 
 impl ServiceEntry {
-    /// `members` are the workloads that name the service, each with the identities it may prove.
-    pub(super) fn new(
-        service: Service,
-        members: &[(&Arc<Workload>, &Arc<[SpiffeId]>)],
-        network: &str,
-    ) -> Self {
+    /// `members` are the workloads that name the service.
+    pub(super) fn new(service: Service, members: &[Candidate<'_>], network: &str) -> Self {
         let members: Vec<Member<'_>> = members
             .iter()
-            .map(|(workload, own)| Member { workload, expected: expected(&service, workload, own) })
+            .map(|c| Member { workload: c.workload, expected: expected(&service, c.workload, c.own) })
             .collect();
         let pools = service
             .ports
@@ -39,6 +35,12 @@ impl ServiceEntry {
     pub(super) fn pool(&self, service_port: u16) -> Option<&Pool> {
         self.pools.get(&service_port)
     }
+}
+
+/// A workload that may be an endpoint, with the list that is its own identity.
+pub(super) struct Candidate<'a> {
+    pub(super) workload: &'a Arc<Workload>,
+    pub(super) own: &'a Arc<[SpiffeId]>,
 }
 
 /// The endpoints of one service port.

@@ -10,7 +10,7 @@ use crate::model::workload::{NetworkMode, TunnelProtocol};
 use crate::model::{CidrTable, LocalPod, PodUid, Service, SpiffeId, TrustDomain, Workload, cidr};
 use crate::policy::{Compiled, PolicySet, Subject};
 
-use super::endpoints::ServiceEntry;
+use super::endpoints::{Candidate, ServiceEntry};
 use super::state::{State, UnknownDestinations};
 
 /// Immutable. Lookups take constant time, whatever the size of the mesh.
@@ -232,13 +232,14 @@ impl Snapshot {
     }
 
     fn add_services(&mut self, services: Vec<Service>) {
-        let mut members: HashMap<&str, Vec<(&Arc<Workload>, &Arc<[SpiffeId]>)>> = HashMap::new();
+        let mut members: HashMap<&str, Vec<Candidate<'_>>> = HashMap::new();
         // In the order of their uids, so that equal meshes choose alike.
         let mut entries: Vec<&WorkloadEntry> = self.workloads.values().collect();
         entries.sort_by(|a, b| a.workload.uid.cmp(&b.workload.uid));
         for entry in entries {
             for key in entry.workload.services.keys() {
-                members.entry(key).or_default().push((&entry.workload, &entry.expected));
+                let candidate = Candidate { workload: &entry.workload, own: &entry.expected };
+                members.entry(key).or_default().push(candidate);
             }
         }
         for service in services {

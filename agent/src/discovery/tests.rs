@@ -221,8 +221,8 @@ fn who_must_be_proven() {
         }
     };
     let (web, alt, zoo) = (id("shop", "web"), id("shop", "alt"), id("zoo", "a"));
-    assert_eq!(with(vec![]), [web.clone()]);
-    assert_eq!(with(vec![web.clone()]), [web.clone()]);
+    assert_eq!(with(vec![]), std::slice::from_ref(&web));
+    assert_eq!(with(vec![web.clone()]), std::slice::from_ref(&web));
     // Whatever their order, so that tunnels are shared.
     assert_eq!(with(vec![zoo.clone(), alt.clone(), zoo.clone()]), [alt.clone(), web.clone(), zoo.clone()]);
     assert_eq!(with(vec![alt.clone(), zoo.clone()]), [alt, web, zoo]);

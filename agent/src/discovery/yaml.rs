@@ -252,7 +252,7 @@ impl<'a> Seek<'a> {
             path.split_first().filter(|(first, _)| through(first)).map(|(_, rest)| (*at, rest))
         };
         let targets: Vec<_> = self.targets.iter().filter_map(step).collect();
-        (!targets.is_empty()).then(|| Seek { targets, places: self.places, missing: self.missing })
+        (!targets.is_empty()).then_some(Seek { targets, places: self.places, missing: self.missing })
     }
 }
 

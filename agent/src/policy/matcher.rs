@@ -95,7 +95,7 @@ pub(super) struct Fields {
 impl Fields {
     fn new(m: &Match) -> Self {
         Self {
-            namespace: Field::new(&m.namespaces, &m.not_namespaces, |v| Strings::new(v)),
+            namespace: Field::new(&m.namespaces, &m.not_namespaces, Strings::new),
             principal: Field::new(&m.principals, &m.not_principals, Strings::principals),
             service_account: Field::new(&m.service_accounts, &m.not_service_accounts, |v| {
                 v.iter().cloned().collect()
