@@ -95,7 +95,6 @@ impl Check {
             ("tunnel.connectionWindow", tunnel.connection_window, 65_535, (1 << 31) - 1),
             ("tunnel.maxFrameSize", tunnel.max_frame_size, 1 << 14, (1 << 24) - 1),
             ("tunnel.maxHeaderListSize", tunnel.max_header_list_size, 1 << 10, most),
-            ("tunnel.sendBuffer", tunnel.send_buffer, 1 << 10, most),
             ("tunnel.maxStreams", tunnel.max_streams, 1, most),
             ("tunnel.maxPeerStreams", tunnel.max_peer_streams, 1, most),
             ("certificates.concurrency", config.certificates.concurrency.into(), 1, most),

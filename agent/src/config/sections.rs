@@ -147,10 +147,6 @@ pub struct Tunnel {
     #[serde(with = "units::bytes")]
     #[schemars(with = "String")]
     pub max_header_list_size: u32,
-    /// How much may wait to be sent in one stream.
-    #[serde(with = "units::bytes")]
-    #[schemars(with = "String")]
-    pub send_buffer: u32,
     /// How many streams we open in one tunnel before we open another one.
     pub max_streams: u32,
     /// How many streams a peer may have open in one tunnel to us.
@@ -180,7 +176,6 @@ impl Default for Tunnel {
             connection_window: 16 << 20,
             max_frame_size: 1 << 20,
             max_header_list_size: 64 << 10,
-            send_buffer: 400 << 10,
             max_streams: 100,
             max_peer_streams: 200,
             ping_interval: Duration::from_secs(10),
