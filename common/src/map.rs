@@ -151,8 +151,8 @@ pub struct FlowState {
 crosses!(FlowState, size 32, align 8, netns at 0, started at 8, received_at_fin at 16,
     direction at 24, peer_fin at 25, pad at 26);
 
-/// A connection that the agent delivers to an application with the client's address as source, for
-/// kernels whose `sk_lookup` cannot tell on which interface it arrived. The value (`u8`) is 1.
+/// A connection that the agent delivers to an application with the client's address as source, which
+/// `sk_lookup` cannot tell from one that comes from the client. The value (`u8`) is 1.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct DeliveryKey {

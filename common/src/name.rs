@@ -52,7 +52,6 @@ pub mod global {
     pub const NETNS_COOKIE: &str = "NETNS_COOKIE";
     /// `u8`: 1 when connect hooks may choose the error (`bpf_set_retval`).
     pub const HAS_SET_RETVAL: &str = "HAS_SET_RETVAL";
-    /// `u8`: 1 when `sk_lookup` knows the interface (5.17); else addresses and [`super::map::DELIVERIES`]
-    /// stand in for it.
+    /// `u8`: 1 when `sk_lookup` knows the interface (5.17).
     pub const HAS_INGRESS_IFINDEX: &str = "HAS_INGRESS_IFINDEX";
 }

@@ -8,14 +8,13 @@ use aya_ebpf::bindings::{
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::helpers::generated;
 use aya_ebpf::programs::SockOpsContext;
+use aya_log_ebpf::error;
 use underpass_common::{DeliveryKey, FlowEvent, FlowState, capture, counter, flow_direction};
 
 use crate::context::{self, field, load32};
 use crate::count::count;
 use crate::loopback;
-use crate::maps::{
-    AGENT_SOCKETS, CAPTURED, DELIVERIES, FLOW, FLOWS, HAS_INGRESS_IFINDEX, is_own_address, pod,
-};
+use crate::maps::{AGENT_SOCKETS, CAPTURED, DELIVERIES, FLOW, FLOWS, is_own_address, pod};
 
 /// What a sock_ops program returns; the reply, which the kernel reads for some calls, stays untouched.
 const DONE: u32 = 1;
@@ -50,8 +49,8 @@ pub fn sock_ops(ctx: &SockOpsContext) -> u32 {
     DONE
 }
 
-/// Before the SYN leaves: announce the agent's delivery where `steer` needs that, and see to it that
-/// the close of what holds a map row is heard of.
+/// Before the SYN leaves: announce the agent's delivery to `steer`, and see to it that the close of what
+/// holds a map row is heard of.
 #[inline(always)]
 fn dials(ctx: &SockOpsContext, socket: *mut bpf_sock) {
     // SAFETY: `socket` is the context's own.
@@ -61,24 +60,26 @@ fn dials(ctx: &SockOpsContext, socket: *mut bpf_sock) {
         }
         return;
     }
-    if HAS_INGRESS_IFINDEX.load() == 1 {
+    // SAFETY: as above.
+    if unsafe { AGENT_SOCKETS.get(socket) }.is_none() {
         return;
     }
-    // SAFETY: as above.
-    if unsafe { AGENT_SOCKETS.get(socket) }.is_some()
-        && let Some(key) = delivery_key(ctx)
-    {
-        let _ = DELIVERIES.insert(&key, &1, 0);
-        let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
+    let Some(key) = delivery_key(ctx) else { return };
+    if DELIVERIES.insert(&key, &1, 0).is_err() {
+        error!(ctx, "too many deliveries at once: one to namespace {} is judged as from outside", key.netns);
     }
+    // Until it closes, and not only until it is established: the last step of a handshake with SYN
+    // cookies looks for the listener again.
+    let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
 }
 
-/// The delivery that this socket of the agent's makes, seen from the application's end.
+/// The delivery that this socket of the agent's makes, seen from the application's end; `None` when it
+/// is none, or has the pod's own address as source, which speaks for itself.
 #[inline(always)]
 fn delivery_key(ctx: &SockOpsContext) -> Option<DeliveryKey> {
     let netns = context::netns_cookie(ctx);
     let (agent, application) = context::ops_ends(ctx)?;
-    if !is_own_address(netns, application.address.addr()) {
+    if !is_own_address(netns, application.address.addr()) || is_own_address(netns, agent.address.addr()) {
         return None;
     }
     Some(DeliveryKey {
@@ -170,7 +171,8 @@ fn changes_state(ctx: &SockOpsContext, socket: *mut bpf_sock) {
         loopback::forget(captured);
         return;
     }
-    if HAS_INGRESS_IFINDEX.load() != 1
+    // SAFETY: as above.
+    if unsafe { AGENT_SOCKETS.get(socket) }.is_some()
         && let Some(key) = delivery_key(ctx)
     {
         let _ = DELIVERIES.remove(&key);

@@ -52,7 +52,7 @@ pub static FLOWS: RingBuf<FlowEvent, 262144> = RingBuf::new();
 pub static LOOPBACK_DESTINATIONS: HashMap<LoopbackKey, LoopbackValue, 65536, ON_DEMAND> = HashMap::new();
 
 #[btf_map]
-pub static DELIVERIES: HashMap<DeliveryKey, u8, 65536, ON_DEMAND> = HashMap::new();
+pub static DELIVERIES: HashMap<DeliveryKey, u8, 262144, ON_DEMAND> = HashMap::new();
 
 #[btf_map]
 pub static COUNTERS: PerCpuArray<u64, { counter::COUNT as usize }> = PerCpuArray::new();

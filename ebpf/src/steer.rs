@@ -35,18 +35,18 @@ pub fn steer(ctx: &SkLookupContext) -> u32 {
 
 /// Whether the packet was sent in this namespace.
 ///
-/// Interface 1 is lo, but a pod that dials its own address on eth0 shows eth0's index: there the
-/// source is an own address as well. Nobody outside can use that: an answer to it never leaves.
+/// The interface alone does not tell: a packet to an address of eth0 shows eth0's index, also when it
+/// comes from inside over lo (the index is that of the route, net/ipv4/route.c `ip_route_output_key`).
+/// There the source is an own address, or the packet is the agent's delivery and announced as such.
+/// Nobody outside gains by claiming an own address: the answer never leaves.
 #[inline(always)]
 fn is_from_inside(ctx: &SkLookupContext, netns: u64, local: End, remote: End) -> bool {
-    let own_source = remote.address.is_loopback() || is_own_address(netns, remote.address.addr());
-    if HAS_INGRESS_IFINDEX.load() == 1 {
-        return own_source || field!(ctx.lookup, bpf_sk_lookup, ingress_ifindex, u32) == LOOPBACK_IFINDEX;
-    }
-    // Before 5.17 (f89315650ba3) addresses must tell. A foreign local address is delivered here only
-    // because the capture rule looped it, and the agent's deliveries are announced beforehand.
-    own_source
-        || !(local.address.is_loopback() || is_own_address(netns, local.address.addr()))
+    remote.address.is_loopback()
+        || is_own_address(netns, remote.address.addr())
+        // Since 5.17 (f89315650ba3). What it adds is captured connections with a forged source; on
+        // older kernels those are judged as if they came from outside.
+        || (HAS_INGRESS_IFINDEX.load() == 1
+            && field!(ctx.lookup, bpf_sk_lookup, ingress_ifindex, u32) == LOOPBACK_IFINDEX)
         || is_delivery(netns, local, remote)
 }
 

@@ -13,8 +13,8 @@ pub struct Features {
     /// A connect hook may choose the error (6.1); without it, applications read EPERM and not
     /// ECONNREFUSED when the agent is away.
     pub set_retval: bool,
-    /// `sk_lookup` knows the interface (5.17); without it, addresses and a map of the agent's own
-    /// deliveries tell inside from outside.
+    /// `sk_lookup` knows the interface (5.17); without it, a captured connection whose application forged
+    /// its source address is judged as one from outside.
     pub ingress_ifindex: bool,
 }
 
@@ -180,7 +180,7 @@ pub(super) const OPTIONAL: [Optional; 2] = [
     Optional {
         name: "sk_lookup knows the interface",
         since: "5.17",
-        cost: "the agent's deliveries are announced in a map; a little slower",
+        cost: "a captured connection with a forged source is judged as one from outside",
         program_type: bpf_prog_type::BPF_PROG_TYPE_SK_LOOKUP,
         attach_type: bpf_attach_type::BPF_SK_LOOKUP,
         instructions: &[load_word(0, 1, INGRESS_IFINDEX), instruction(MOV, 0, 1), instruction(EXIT, 0, 0)],
