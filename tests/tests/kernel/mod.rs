@@ -3,10 +3,12 @@
 // A helper of tests, each of which uses a part of it.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod sockets;
+
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -99,6 +101,8 @@ pub struct StandIn {
     listeners: Mutex<Option<Open>>,
     /// What each accepted connection was dialled to, and by whom.
     pub accepted: Arc<Mutex<Vec<Accepted>>>,
+    /// The agent's ends of all accepted connections.
+    pub streams: Arc<Mutex<Vec<TcpStream>>>,
 }
 
 /// A connection that the stand-in was given.
@@ -135,6 +139,7 @@ impl StandIn {
             capture,
             listeners: Mutex::new(None),
             accepted: Arc::default(),
+            streams: Arc::default(),
         };
         this.enrol()?;
         this.open()?;
@@ -200,8 +205,9 @@ impl StandIn {
             .iter()
             .map(|(name, socket)| {
                 let (name, socket) = (*name, socket.try_clone()?);
-                let (programs, accepted, pod) = (self.programs.clone(), self.accepted.clone(), self.cookie());
-                Ok(std::thread::spawn(move || accept(name, &socket, &programs, pod, &accepted)))
+                let (programs, pod) = (self.programs.clone(), self.cookie());
+                let (accepted, streams) = (self.accepted.clone(), self.streams.clone());
+                Ok(std::thread::spawn(move || accept(name, &socket, &programs, pod, &accepted, &streams)))
             })
             .collect::<Result<_>>()?;
         *self.listeners.lock().unwrap() = Some(Open { sockets, threads });
@@ -266,6 +272,7 @@ fn accept(
     programs: &Programs,
     pod: NetnsCookie,
     accepted: &Mutex<Vec<Accepted>>,
+    streams: &Mutex<Vec<TcpStream>>,
 ) {
     while let Ok((mut stream, peer)) = listener.accept() {
         let Ok(local) = stream.local_addr() else { continue };
@@ -277,6 +284,7 @@ fn accept(
             }
         };
         accepted.lock().unwrap().push(Accepted { listener: name, original, peer });
+        streams.lock().unwrap().extend(stream.try_clone());
         std::thread::spawn(move || {
             let _ = talk::prepare(&stream, talk::DEADLINE);
             greet(&mut stream, name, original, peer)
@@ -347,11 +355,4 @@ pub fn answerer(line: &str) -> &str {
 
 pub fn at(ip: IpAddr, port: u16) -> SocketAddr {
     SocketAddr::new(ip, port)
-}
-
-/// Keeps the descriptor's type in one place for files that hold sockets open.
-pub type Fd = OwnedFd;
-
-pub fn exists(path: &Path) -> bool {
-    std::fs::symlink_metadata(path).is_ok()
 }
