@@ -36,7 +36,11 @@ pub fn uninstall(pin_root: &Path, instance: &str) -> Result<Removed, BpfError> {
     for version in pins::entries(pins.instance())? {
         for folder in ["links", "pods"] {
             for pin in pins::entries(&version.join(folder))? {
-                links::detach(&pin)?;
+                match links::detach(&pin) {
+                    // Something that is no link, in our own folder: its name is all that can be taken.
+                    Err(BpfError::ForeignPin { .. }) => links::unlink(&pin)?,
+                    result => drop(result?),
+                }
                 if folder == "pods" {
                     removed.pods.extend(pins::cookie_of(&pin));
                 }

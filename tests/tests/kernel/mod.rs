@@ -3,6 +3,7 @@
 // A helper of tests, each of which uses a part of it.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod loaded;
 pub mod sockets;
 
 use std::io::{self, Read, Write};
@@ -12,7 +13,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use anyhow::{Context, Result};
+use self::sockets::{connect_at_once, is_refusal, tcp};
+use anyhow::{Context, Result, ensure};
 use socket2::{SockRef, Socket};
 use underpass::bpf::{
     self, CaptureMode, Enrolment, Features, Kernel, Listeners, LogLevel, Marks, OwnPorts, Programs,
@@ -20,6 +22,7 @@ use underpass::bpf::{
 use underpass::model::{InboundAction, InboundPlan, NetnsCookie};
 use underpass::sys;
 use underpass::sys::socket::ListenOptions;
+use underpass_tests::capture::{Capture, settle};
 use underpass_tests::topology::POD_RANGES;
 use underpass_tests::work::talk;
 use underpass_tests::{Netns, Pod, Server, Topology};
@@ -95,7 +98,8 @@ pub fn load(config: &bpf::Config, features: Features) -> Result<Programs> {
 pub struct StandIn {
     pub programs: Arc<Programs>,
     pub netns: sys::netns::Netns,
-    ns: Netns,
+    pod: Pod,
+    abandoned: bool,
     addresses: Vec<IpAddr>,
     capture: CaptureMode,
     listeners: Mutex<Option<Open>>,
@@ -129,22 +133,40 @@ impl StandIn {
         addresses: &[IpAddr],
         capture: CaptureMode,
     ) -> Result<Self> {
-        let netns = sys::netns::Netns::open(&pod.ns.path())?;
         plumb(pod, capture)?;
-        let this = Self {
+        let this = Self::new(programs, pod, addresses, capture)?;
+        this.enrol()?;
+        this.open()?;
+        this.inbound(InboundPlan::all(InboundAction::Pass))?;
+        Ok(this)
+    }
+
+    fn new(programs: &Arc<Programs>, pod: &Pod, addresses: &[IpAddr], capture: CaptureMode) -> Result<Self> {
+        Ok(Self {
             programs: programs.clone(),
-            netns,
-            ns: pod.ns.clone(),
+            netns: sys::netns::Netns::open(&pod.ns.path())?,
+            pod: pod.clone(),
+            abandoned: false,
             addresses: addresses.to_vec(),
             capture,
             listeners: Mutex::new(None),
             accepted: Arc::default(),
             streams: Arc::default(),
-        };
+        })
+    }
+
+    /// For a pod that a former agent enrolled and plumbed, whose plan is to be kept.
+    pub fn adopt(programs: &Arc<Programs>, pod: &Pod) -> Result<Self> {
+        let this = Self::new(programs, pod, &pod.addresses(), CaptureMode::Mark)?;
         this.enrol()?;
         this.open()?;
-        this.inbound(InboundPlan::all(InboundAction::Pass))?;
         Ok(this)
+    }
+
+    /// As an agent that was killed: its sockets close, nothing else is undone.
+    pub fn abandon(mut self) {
+        self.close();
+        self.abandoned = true;
     }
 
     pub fn cookie(&self) -> NetnsCookie {
@@ -152,7 +174,11 @@ impl StandIn {
     }
 
     pub fn enrol(&self) -> Result<()> {
-        Ok(self.programs.enrol(&Enrolment {
+        self.enrol_with(&self.programs)
+    }
+
+    pub fn enrol_with(&self, programs: &Programs) -> Result<()> {
+        Ok(programs.enrol(&Enrolment {
             cookie: self.cookie(),
             netns: self.netns.fd(),
             addresses: &self.addresses,
@@ -180,14 +206,7 @@ impl StandIn {
         let mut sockets: Vec<(&'static str, TcpListener)> = Vec::new();
         for (name, addr, transparent) in bound {
             let addr: SocketAddr = addr.parse()?;
-            let socket = self.netns.run(|| -> Result<Socket> {
-                let socket = sys::socket::tcp(addr.ip())?;
-                kernel.own(socket.as_fd())?;
-                sys::socket::listen(&socket, addr, ListenOptions { transparent, dual_stack: false })?;
-                socket.set_nonblocking(false)?;
-                Ok(socket)
-            })??;
-            sockets.push((name, socket.into()));
+            sockets.push((name, self.listen(addr, transparent)?));
         }
         let fd = |i: usize| Some(sockets[i].1.as_fd());
         kernel.set_listeners(
@@ -212,6 +231,19 @@ impl StandIn {
             .collect::<Result<_>>()?;
         *self.listeners.lock().unwrap() = Some(Open { sockets, threads });
         Ok(())
+    }
+
+    /// A listener of the agent's inside the pod.
+    pub fn listen(&self, addr: SocketAddr, transparent: bool) -> Result<TcpListener> {
+        let options = ListenOptions { transparent, dual_stack: false };
+        let socket = self.netns.run(|| -> Result<Socket> {
+            let socket = sys::socket::tcp(addr.ip())?;
+            self.programs.own(socket.as_fd())?;
+            sys::socket::listen(&socket, addr, options)?;
+            socket.set_nonblocking(false)?;
+            Ok(socket)
+        })??;
+        Ok(socket.into())
     }
 
     /// The agent is away: its listeners are closed, everything else stays.
@@ -255,14 +287,14 @@ impl StandIn {
 
 impl Drop for StandIn {
     fn drop(&mut self) {
+        if self.abandoned {
+            return;
+        }
         self.close();
         if let Err(e) = self.programs.unenrol(self.cookie()) {
             eprintln!("cleaning up: {e}");
         }
-        for family in ["-4", "-6"] {
-            while self.ns.ip(&format!("{family} rule del priority 75")).is_ok() {}
-            let _ = self.ns.ip(&format!("{family} route flush table 15008"));
-        }
+        unplumb(&self.pod);
     }
 }
 
@@ -317,6 +349,8 @@ pub fn plumb(pod: &Pod, capture: CaptureMode) -> Result<()> {
         pod.ns.ip(&format!("-6 route replace local {prefix}/64 dev lo src {} table local", pod.ip6))?;
         return Ok(());
     }
+    // An agent that was killed may have left it.
+    unplumb(pod);
     for (family, source) in [("-4", pod.ip(false)), ("-6", pod.ip(true))] {
         let source = format!("src {source}");
         pod.ns.ip(&format!("{family} route replace local default dev lo {source} table 15008"))?;
@@ -327,6 +361,14 @@ pub fn plumb(pod: &Pod, capture: CaptureMode) -> Result<()> {
         ))?;
     }
     Ok(())
+}
+
+/// Takes back what [`plumb`] gave.
+pub fn unplumb(pod: &Pod) {
+    for family in ["-4", "-6"] {
+        while pod.ns.ip(&format!("{family} rule del priority 75")).is_ok() {}
+        let _ = pod.ns.ip(&format!("{family} route flush table 15008"));
+    }
 }
 
 /// Dials from inside the namespace and reads who answers: `agent`'s listener or `server`, the address
@@ -351,6 +393,29 @@ pub fn read_line(stream: &mut TcpStream) -> io::Result<String> {
 /// The first word of a greeting.
 pub fn answerer(line: &str) -> &str {
     line.split(' ').next().unwrap_or_default()
+}
+
+/// The port that [`answers`] and [`fails_closed`] dial.
+pub const PORT: u16 = 8080;
+
+/// Nothing answers a dial of the client's, at once, and nothing leaves.
+pub fn fails_closed(place: &Place) -> Result<()> {
+    let client = place.pod("client");
+    let capture = Capture::start(&client.ns, "eth0")?;
+    for v6 in [false, true] {
+        let socket = tcp(&client.ns, v6, |_| Ok(()))?;
+        let error =
+            connect_at_once(&socket, at(place.pod("server").ip(v6), PORT)).err().context("connected")?;
+        ensure!(is_refusal(&error), "{error}");
+    }
+    settle(&capture)?;
+    ensure!(capture.count_on(PORT)? == 0);
+    Ok(())
+}
+
+pub fn answers(place: &Place, pod: &str, v6: bool) -> Result<String> {
+    let line = who(&place.pod(pod).ns, at(place.pod("server").ip(v6), PORT))?;
+    Ok(answerer(&line).to_owned())
 }
 
 pub fn at(ip: IpAddr, port: u16) -> SocketAddr {
