@@ -10,6 +10,7 @@ pub mod agent;
 pub mod bench;
 pub mod binary;
 pub mod capture;
+pub mod cluster;
 pub mod demo;
 pub mod hbone;
 pub mod hostile;
@@ -27,6 +28,7 @@ pub mod wait;
 pub mod work;
 
 pub use agent::Agent;
+pub use cluster::Cluster;
 pub use mesh::Mesh;
 pub use netns::Netns;
 pub use settings::Settings;

@@ -28,6 +28,7 @@ pub fn remove(prefix: &str) {
     for config in files_ending(&dir, ".agent.yaml") {
         uninstall(&config);
     }
+    unpin(prefix);
     let batch: String = namespaces()
         .into_iter()
         .filter(|name| name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('-')))
@@ -78,7 +79,9 @@ pub fn leftovers() {
     ONCE.call_once(|| {
         let folders = files_ending(&std::env::temp_dir(), "");
         let folders = folders.iter().filter_map(|p| p.file_name()?.to_str()?.strip_prefix("underpass-"));
-        let names = namespaces();
+        let mut names = namespaces();
+        let pins = files_ending(Path::new(PINS), "");
+        names.extend(pins.iter().filter_map(|p| Some(p.file_name()?.to_str()?.to_owned())));
         let mut prefixes: Vec<&str> =
             folders.chain(names.iter().map(String::as_str)).filter_map(prefix_of_the_dead).collect();
         prefixes.sort_unstable();
@@ -126,12 +129,46 @@ fn kill_recorded(file: &Path) {
 
 fn uninstall(config: &Path) {
     let Ok(binary) = crate::binary::agent() else { return };
-    let output =
-        Command::new(binary).args(["uninstall", "--config"]).arg(config).stdin(Stdio::null()).output();
-    match output {
-        Ok(o) if o.status.success() => {}
-        Ok(o) => eprintln!("cleaning up: underpass uninstall: {}", String::from_utf8_lossy(&o.stderr).trim()),
-        Err(e) => eprintln!("cleaning up: starting underpass uninstall: {e}"),
+    let log = config.with_extension("uninstall.log");
+    let Ok(said) = std::fs::File::create(&log) else { return };
+    let started = Command::new(binary)
+        .args(["uninstall", "--config"])
+        .arg(config)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(said)
+        .spawn();
+    let mut child = match started {
+        Ok(child) => child,
+        Err(e) => return eprintln!("cleaning up: starting underpass uninstall: {e}"),
+    };
+    let ended = wait::until(Duration::from_secs(10), "it has ended", || child.try_wait().ok().flatten());
+    match ended {
+        Ok(status) if status.success() => {}
+        Ok(_) => {
+            let why = std::fs::read_to_string(&log).unwrap_or_default();
+            eprintln!("cleaning up: underpass uninstall: {}", why.trim());
+        }
+        Err(_) => {
+            eprintln!("cleaning up: underpass uninstall did not end, and is killed");
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Where the agents of the harness pin maps and links, one folder for each.
+pub(crate) const PINS: &str = "/sys/fs/bpf/underpass";
+
+/// Removes pins by hand: what remains where an agent's own uninstall was missing or failed. A link whose
+/// pin is gone is detached.
+fn unpin(prefix: &str) {
+    let Ok(instances) = std::fs::read_dir(PINS) else { return };
+    for instance in instances.flatten() {
+        let name = instance.file_name();
+        if name.to_str().and_then(|n| n.strip_prefix(prefix)).is_some_and(|rest| rest.starts_with('-')) {
+            let _ = std::fs::remove_dir_all(instance.path());
+        }
     }
 }
 

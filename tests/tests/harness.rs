@@ -6,7 +6,9 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
+use underpass::config::{Config, Environment};
+use underpass::discovery::file;
 use underpass_tests::capture::{Capture, settle};
 use underpass_tests::hbone::{self, Attempt, Impostor, Outcome};
 use underpass_tests::hostile::{self, Tricks};
@@ -15,7 +17,7 @@ use underpass_tests::stories::{self, World};
 use underpass_tests::topology::NODE_LINK;
 use underpass_tests::work::talk::{self, Refusal};
 use underpass_tests::work::{http, pattern, server};
-use underpass_tests::{Server, Topology};
+use underpass_tests::{Mesh, Server, Settings, Topology};
 
 fn main() -> ExitCode {
     stories::run(&[
@@ -26,6 +28,7 @@ fn main() -> ExitCode {
         ("a_transfer_is_exact", transfer),
         ("hbone_client_and_impostor_understand_each_other", hbone_works),
         ("a_root_containers_tricks_work_where_nobody_forbids_them", tricks_work),
+        ("the_agents_files_are_what_the_agent_reads", files_are_read),
         ("pods_come_and_go_and_nothing_stays", nothing_stays),
     ])
 }
@@ -166,6 +169,30 @@ fn tricks_work(w: &mut Plain) -> Result<()> {
     let _one = hostile::bind(&server.ns, addr, true)?;
     let _two = hostile::bind(&server.ns, addr, true)?;
     ensure!(hostile::bind(&server.ns, addr, false).is_err());
+    Ok(())
+}
+
+fn files_are_read(w: &mut Plain) -> Result<()> {
+    let settings = Settings::default().text("n1", "up1-0-n1", w.0.dir())?;
+    Config::parse(&settings, &Environment::default()).map_err(|e| anyhow!("{e}\n{settings}"))?;
+    let mut mesh = Mesh::default()
+        .meshed("client", "client")
+        .meshed("server", "server")
+        .plain("twin")
+        .service("web", 1, &[(80, 8080)])
+        .rule("only-client", "ALLOW", "principals: [\"*/sa/client\"]")
+        .strict();
+    mesh.workload("server").services = vec![("web".into(), vec![(80, 8081)])];
+    mesh.workload("server").healthy = false;
+    let text = mesh.text_for(&w.0, "n1");
+    let read = file::parse(&text).map_err(|e| anyhow!("{e}\n{text}"))?;
+    let state = read.state;
+    ensure!(read.warnings.is_empty(), "{:?}\n{text}", read.warnings);
+    ensure!(state.workloads.len() == 3 && state.services.len() == 1 && state.policies.len() == 1, "{text}");
+    ensure!(
+        state.local_pods.len() == 1 && state.local_pods[0].netns == w.0.pod("client").ns.path(),
+        "{text}"
+    );
     Ok(())
 }
 

@@ -7,7 +7,6 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use http::{Method, Request};
-use rustls::SupportedProtocolVersion;
 use rustls::pki_types::ServerName;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
@@ -31,7 +30,6 @@ pub struct Attempt<'a> {
     pub authority: String,
     pub headers: Vec<(&'a str, &'a str)>,
     pub alpn: Vec<&'a str>,
-    pub versions: Vec<&'static SupportedProtocolVersion>,
     pub patience: Duration,
 }
 
@@ -68,7 +66,6 @@ impl<'a> Attempt<'a> {
             authority: target.to_string(),
             headers: vec![],
             alpn: vec!["h2"],
-            versions: vec![&rustls::version::TLS13],
             patience: Duration::from_secs(5),
         }
     }
@@ -85,7 +82,7 @@ impl<'a> Attempt<'a> {
     }
 
     async fn go(&self) -> Result<Outcome> {
-        let config = tls::client(self.papers, &self.alpn, &self.versions)?;
+        let config = tls::client(self.papers, &self.alpn)?;
         let tcp = match timeout(self.patience, self.connect()).await {
             Ok(Ok(tcp)) => tcp,
             Ok(Err(e)) => return Ok(Outcome::NoConnection(e.to_string())),

@@ -2,10 +2,12 @@
 //! and trust everyone, to see whom a real agent trusts.
 
 mod client;
+mod old;
 mod server;
 mod tls;
 
 pub use client::{Attempt, Outcome};
+pub use old::tls12_hello;
 pub use server::Impostor;
 
 /// The port of HBONE on every pod.

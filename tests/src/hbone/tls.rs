@@ -9,18 +9,14 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
     ClientConfig, DigitallySignedStruct, DistinguishedName, Error, ProtocolVersion, ServerConfig,
-    SignatureScheme, SupportedProtocolVersion,
+    SignatureScheme,
 };
 
 use crate::pki::Papers;
 
-pub(super) fn client(
-    papers: Option<&Papers>,
-    alpn: &[&str],
-    versions: &[&'static SupportedProtocolVersion],
-) -> Result<Arc<ClientConfig>> {
+pub(super) fn client(papers: Option<&Papers>, alpn: &[&str]) -> Result<Arc<ClientConfig>> {
     let config = ClientConfig::builder_with_provider(provider())
-        .with_protocol_versions(versions)
+        .with_protocol_versions(&[&rustls::version::TLS13])
         .context("TLS versions")?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Anybody(provider())));

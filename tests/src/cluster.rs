@@ -1,0 +1,103 @@
+//! Two nodes with an agent on each: the world of most stories.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::mesh::Mesh;
+use crate::pki::Authority;
+use crate::settings::{ROOT_CERTIFICATE, ROOT_KEY, Settings};
+use crate::{Agent, Netns, Topology, wait};
+
+pub struct Cluster {
+    // Before the topology, so that agents end first.
+    pub n1: Agent,
+    pub n2: Agent,
+    /// What the agents were told last.
+    pub mesh: Mesh,
+    pub topology: Topology,
+}
+
+/// How long a refusal is waited for where nothing at all may come: it bounds stories whose adversary is
+/// met with silence.
+pub const SHORT: Duration = Duration::from_millis(700);
+
+impl Cluster {
+    /// Nodes n1 and n2 with these `(pod, node)` pairs, and agents that are ready.
+    pub fn start(pods: &[(&str, &str)], mesh: Mesh) -> Result<Self> {
+        Self::start_with(pods, mesh, Settings::default())
+    }
+
+    pub fn start_with(pods: &[(&str, &str)], mesh: Mesh, settings: Settings) -> Result<Self> {
+        let topology = Topology::new(&["n1", "n2"], pods)?;
+        Self::on(topology, mesh, settings)
+    }
+
+    /// On a topology that stands.
+    pub fn on(topology: Topology, mesh: Mesh, settings: Settings) -> Result<Self> {
+        let n1 = Agent::prepare(&topology, "n1", &mesh, settings.clone())?;
+        let n2 = Agent::prepare(&topology, "n2", &mesh, settings)?;
+        let mut this = Self { n1, n2, mesh, topology };
+        this.n1.spawn()?;
+        this.n2.spawn()?;
+        this.n1.wait_ready()?;
+        this.n2.wait_ready()?;
+        Ok(this)
+    }
+
+    pub fn ns(&self, pod: &str) -> &Netns {
+        &self.topology.pod(pod).ns
+    }
+
+    pub fn ip(&self, pod: &str, v6: bool) -> IpAddr {
+        self.topology.pod(pod).ip(v6)
+    }
+
+    pub fn addr(&self, pod: &str, port: u16, v6: bool) -> SocketAddr {
+        SocketAddr::new(self.ip(pod, v6), port)
+    }
+
+    pub fn agents(&self) -> [&Agent; 2] {
+        [&self.n1, &self.n2]
+    }
+
+    /// The agent of a pod's node.
+    pub fn agent_of(&self, pod: &str) -> &Agent {
+        if self.topology.pod(pod).node == "n1" { &self.n1 } else { &self.n2 }
+    }
+
+    /// Gives both agents another mesh and waits until they hold it.
+    pub fn apply(&mut self, mesh: Mesh) -> Result<()> {
+        let before = [revision(&self.n1)?, revision(&self.n2)?];
+        self.mesh = mesh;
+        for (agent, before) in self.agents().into_iter().zip(before) {
+            let node = agent.node().name.clone();
+            let text = self.mesh.text_for(&self.topology, &node);
+            if std::fs::read_to_string(agent.mesh_file()).is_ok_and(|now| now == text) {
+                continue;
+            }
+            agent.write_mesh(&text)?;
+            let newer = || revision(agent).is_ok_and(|now| now > before);
+            wait::until_true(wait::PATIENCE, &format!("{node} took the edited mesh file"), newer)
+                .with_context(|| agent.tail())?;
+        }
+        Ok(())
+    }
+
+    /// The authority whose root both agents trust.
+    pub fn authority(&self) -> Result<Authority> {
+        let dir = self.topology.dir();
+        Authority::of_files(&dir.join(ROOT_CERTIFICATE), &dir.join(ROOT_KEY))
+    }
+
+    /// The ends of both logs.
+    pub fn diagnose(&self) -> String {
+        format!("{}\n{}", self.n1.tail(), self.n2.tail())
+    }
+}
+
+/// Which revision of the mesh the agent holds.
+pub fn revision(agent: &Agent) -> Result<u64> {
+    agent.admin("/status")?["mesh"]["revision"].as_u64().context("no revision in /status")
+}
