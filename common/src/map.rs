@@ -124,13 +124,16 @@ pub struct Captured {
     /// The loopback address and port the connection was sent to; zero unless [`capture::LOOPBACK`].
     pub loopback: Addr16,
     pub loopback_port: u16,
-    pub pad: u16,
+    /// 1 while the loopback address has its row.
+    pub announced: u8,
+    pub pad: u8,
     /// The mask in which the socket's mark was changed, to undo it.
     pub mark_mask: u32,
 }
 
 crosses!(Captured, size 56, align 8, netns at 0, address at 8, port at 24, mode at 26, family at 27,
-    dials at 28, loopback at 32, loopback_port at 48, pad at 50, mark_mask at 52);
+    dials at 28, loopback at 32, loopback_port at 48, announced at 50, pad at 51,
+    mark_mask at 52);
 
 /// What a counted flow remembers, in its socket's storage.
 #[repr(C)]

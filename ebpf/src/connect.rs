@@ -162,6 +162,7 @@ fn redirect<H: Hook>(
         dials: 0,
         loopback: Addr16([0; 16]),
         loopback_port: 0,
+        announced: 0,
         pad: 0,
         mark_mask: row.mark_mask,
     };

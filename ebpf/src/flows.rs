@@ -56,7 +56,8 @@ fn dials(ctx: &SockOpsContext, socket: *mut bpf_sock) {
     // SAFETY: `socket` is the context's own.
     if let Some(captured) = unsafe { CAPTURED.get(socket) } {
         if captured.mode == capture::LOOPBACK {
-            let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
+            loopback::announce(captured);
+            report_states(ctx);
         }
         return;
     }
@@ -65,23 +66,30 @@ fn dials(ctx: &SockOpsContext, socket: *mut bpf_sock) {
         return;
     }
     let Some(key) = delivery_key(ctx) else { return };
+    // Other dials of the agent's leave the pod, and an own source speaks for itself.
+    if !is_own_address(key.netns, key.local) || is_own_address(key.netns, key.remote) {
+        return;
+    }
     if DELIVERIES.insert(&key, &1, 0).is_err() {
         error!(ctx, "too many deliveries at once: one to namespace {} is judged as from outside", key.netns);
     }
     // Until it closes, and not only until it is established: the last step of a handshake with SYN
     // cookies looks for the listener again.
-    let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
+    report_states(ctx);
 }
 
-/// The delivery that this socket of the agent's makes, seen from the application's end; `None` when it
-/// is none, or has the pod's own address as source, which speaks for itself.
+/// Asks to be told of the socket's states, beside what other programs have asked for.
+#[inline(always)]
+fn report_states(ctx: &SockOpsContext) {
+    let flags = field!(ctx.ops, bpf_sock_ops, bpf_sock_ops_cb_flags, u32);
+    let _ = ctx.set_cb_flags((flags | BPF_SOCK_OPS_STATE_CB_FLAG) as i32);
+}
+
+/// The connection of this socket of the agent's, seen from the other end.
 #[inline(always)]
 fn delivery_key(ctx: &SockOpsContext) -> Option<DeliveryKey> {
     let netns = context::netns_cookie(ctx);
     let (agent, application) = context::ops_ends(ctx)?;
-    if !is_own_address(netns, application.address.addr()) || is_own_address(netns, agent.address.addr()) {
-        return None;
-    }
     Some(DeliveryKey {
         netns,
         local: application.address.addr(),
@@ -140,7 +148,7 @@ fn begins(ctx: &SockOpsContext, socket: *mut bpf_sock, direction: u8) {
     };
     // SAFETY: as above.
     if unsafe { FLOW.get_or_insert(socket, &mut state) }.is_some() {
-        let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
+        report_states(ctx);
     }
 }
 

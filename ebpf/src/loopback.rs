@@ -22,24 +22,21 @@ const FIRST_PORT: u16 = 0x4000;
 /// How many ports are tried should another connection have the first.
 const ATTEMPTS: u32 = 4;
 
-/// Sends the dial to an address made of the socket's cookie and a port made of its number of dials,
-/// so that two dials of one socket are two connections to the agent as well.
+/// Sends the dial to an address made of the socket's cookie and a port made of its number of dials, so
+/// that two dials of one socket are two connections to the agent as well.
 #[inline(always)]
 pub fn redirect<H: Hook>(ctx: &SockAddrContext, captured: &mut Captured, dialled: Dialled) -> Result<(), ()> {
     // SAFETY: a valid context.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     let address = address_of(cookie, dialled.family);
+    captured.loopback = address.addr();
     let mut attempt = 0;
     while attempt < ATTEMPTS {
         let turn = captured.dials.wrapping_add((cookie >> 23) as u32);
-        let port = FIRST_PORT | (turn & 0x3fff) as u16;
-        let key = LoopbackKey { netns: captured.netns, address: address.addr(), port, pad: [0; 3] };
-        let value = LoopbackValue { address: captured.address, port: captured.port, pad: [0; 3] };
-        if LOOPBACK_DESTINATIONS.insert(&key, &value, BPF_NOEXIST.into()).is_ok() {
-            captured.loopback = key.address;
-            captured.loopback_port = port;
+        captured.loopback_port = FIRST_PORT | (turn & 0x3fff) as u16;
+        if LOOPBACK_DESTINATIONS.get_ptr(&key_of(captured)).is_none() {
             H::write(ctx, address);
-            write_port(ctx, port);
+            write_port(ctx, captured.loopback_port);
             return Ok(());
         }
         captured.dials = captured.dials.wrapping_add(1);
@@ -48,13 +45,28 @@ pub fn redirect<H: Hook>(ctx: &SockAddrContext, captured: &mut Captured, dialled
     Err(())
 }
 
+/// Remembers what the address stands for. Just before the SYN leaves, and not in the connect hook: a
+/// connect that fails in between (no port is free) would leave its row behind, because no close is
+/// reported of it.
+#[inline(always)]
+pub fn announce(captured: &mut Captured) {
+    let key = key_of(captured);
+    let value = LoopbackValue { address: captured.address, port: captured.port, pad: [0; 3] };
+    if LOOPBACK_DESTINATIONS.insert(&key, &value, BPF_NOEXIST.into()).is_ok() {
+        captured.announced = 1;
+    } else {
+        // Full; or another connection has taken the address since `redirect` looked, and the agent could
+        // mistake one for the other. Neither is known from here on, and what is not known is refused.
+        let _ = LOOPBACK_DESTINATIONS.remove(&key);
+    }
+}
+
 /// The connection is over, or the socket dials another one.
 #[inline(always)]
 pub fn forget(captured: &mut Captured) {
-    if captured.loopback_port != 0 {
-        let key = key_of(captured);
-        let _ = LOOPBACK_DESTINATIONS.remove(&key);
-        captured.loopback_port = 0;
+    if captured.announced == 1 {
+        let _ = LOOPBACK_DESTINATIONS.remove(&key_of(captured));
+        captured.announced = 0;
     }
 }
 

@@ -139,6 +139,16 @@ fn rows(place: &mut Place) -> Result<()> {
     drop(open);
     stand_in.streams.lock().unwrap_or_else(|p| p.into_inner()).clear();
     wait::until_true(wait::PATIENCE, "rows go with their sockets", || rows().is_ok_and(|r| r == 0))?;
+    // A connect that fails before its SYN (nobody may bind two sockets to one port) leaves none.
+    let taken = tcp(&client.ns, false, |s| s.bind(&at(client.ip(false), 45_020).into()))?;
+    let range = client.ns.read_sysctl("ipv4.ip_local_port_range")?;
+    client.ns.sysctl("ipv4.ip_local_port_range", "45020 45020")?;
+    let full = tcp(&client.ns, false, |_| Ok(()))?;
+    let error = full.connect(&at(server.ip(false), PORT).into()).err().context("no port was free")?;
+    ensure!(error.raw_os_error() == Some(libc::EADDRNOTAVAIL), "{error}");
+    client.ns.sysctl("ipv4.ip_local_port_range", &range)?;
+    ensure!(rows()? == 0, "a connect that failed left a row");
+    drop(taken);
     // Nor do they outlive the pod's enrolment.
     let _open = talk::dial(&client.ns, at(server.ip(false), PORT))?;
     ensure!(rows()? == 1);
