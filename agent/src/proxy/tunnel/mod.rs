@@ -23,6 +23,8 @@ pub use context::{Baggage, BaggageFields, Forwarded, TraceParent, Unreadable};
 pub use error::{DialError, StreamError, TunnelError};
 pub use h2::Reason;
 pub use pool::{Key, Pool, TunnelView};
+#[doc(hidden)]
+pub use request::fuzz_request;
 pub use request::{Connect, Reject, Target, parse_request};
 pub use server::{Accept, Drain, Ended, Inbound, Respond, serve};
 pub use settings::{ClientSettings, FlowSettings, KeepaliveSettings, ServerSettings};
@@ -35,3 +37,8 @@ use stream::Chunk;
 pub trait Transport: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static {}
 
 impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static> Transport for T {}
+
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod wire;

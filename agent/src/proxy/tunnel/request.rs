@@ -197,3 +197,32 @@ impl fmt::Display for Target {
         }
     }
 }
+
+/// For the fuzz target: takes `data` for the authority and the headers of a request, one in a line, and
+/// panics if parsing does, or if what was parsed does not survive being sent on.
+#[doc(hidden)]
+pub fn fuzz_request(data: &[u8]) {
+    let mut lines = data.splitn(5, |b| *b == b'\n');
+    let mut line = || lines.next().unwrap_or_default();
+    let Ok(uri) = Uri::try_from(line()) else { return };
+    let mut request = Request::new(());
+    *request.method_mut() = Method::CONNECT;
+    *request.uri_mut() = uri;
+    for name in [BAGGAGE, FORWARDED, TRACEPARENT, NETWORK] {
+        if let Ok(value) = HeaderValue::from_bytes(line()) {
+            request.headers_mut().insert(name, value);
+        }
+    }
+    let Ok(connect) = parse_request(&request) else { return };
+    if let Some(baggage) = &connect.baggage {
+        let fields = baggage.fields();
+        assert_eq!(Baggage::new(&fields).fields(), fields, "baggage changes when written again");
+    }
+    let encoded = connect.encode();
+    let again = encoded.as_ref().map(parse_request);
+    assert!(matches!(&again, Ok(Ok(same)) if *same == connect), "{connect:?} comes back as {again:?}");
+}
+
+#[cfg(test)]
+#[path = "request_tests.rs"]
+mod tests;

@@ -146,18 +146,20 @@ impl<T: Transport, A: Accept> Served<'_, T, A> {
         let mut begin = pin!(drain.begin.cancelled());
         let mut cut = pin!(drain.cut.cancelled());
         let mut draining = false;
+        let mut said_goaway = false;
         let ended = poll_fn(|cx| {
             if cut.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Ended::Cut);
             }
             if !draining && begin.as_mut().poll(cx).is_ready() {
-                draining = true;
+                (draining, said_goaway) = (true, true);
                 self.connection.graceful_shutdown();
             }
             while let Poll::Ready(beat) = keepalive.poll(cx) {
                 match beat {
                     Beat::TimedOut => return Poll::Ready(Ended::PingTimeout),
                     Beat::Alive if self.session.idle() >= self.settings.idle_timeout => {
+                        said_goaway = true;
                         self.connection.graceful_shutdown();
                     }
                     Beat::Alive => {}
@@ -168,6 +170,14 @@ impl<T: Transport, A: Accept> Served<'_, T, A> {
         .await;
         match ended {
             Ended::Closed if draining => Ended::Drained,
+            // A client without streams answers GOAWAY by hanging up, before the exchange is complete.
+            Ended::Failed(e) if said_goaway && e.is_io() && self.session.streams() == 0 => {
+                if draining {
+                    Ended::Drained
+                } else {
+                    Ended::Closed
+                }
+            }
             Ended::Cut => self.abort(Cause::Drained, Ended::Cut).await,
             Ended::PingTimeout => self.abort(Cause::TunnelFailed, Ended::PingTimeout).await,
             other => other,
@@ -215,3 +225,7 @@ impl<T: Transport, A: Accept> Served<'_, T, A> {
 
 /// For GOAWAY to leave; a TLS session that still works takes it at once.
 const ABORT_TIMEOUT: std::time::Duration = std::time::Duration::from_millis(200);
+
+#[cfg(test)]
+#[path = "server_tests.rs"]
+mod tests;

@@ -101,8 +101,6 @@ impl ClientSettings {
             .initial_connection_window_size(self.flow.connection_window)
             .max_frame_size(self.flow.max_frame)
             .max_header_list_size(self.flow.max_header_list)
-            // Until the peer's SETTINGS arrive.
-            .initial_max_send_streams(self.max_streams)
             .max_send_buffer_size(MAX_SEND_BUFFER)
             .enable_push(false);
         b
@@ -118,7 +116,10 @@ impl ServerSettings {
             .max_header_list_size(self.flow.max_header_list)
             .max_concurrent_streams(self.max_streams)
             .max_send_buffer_size(MAX_SEND_BUFFER)
-            .max_pending_accept_reset_streams(MAX_UNSEEN_RESETS)
+            // Streams that the peer opened and reset before we looked at them: one more and the
+            // connection ends with ENHANCE_YOUR_CALM (CVE-2023-44487, "rapid reset"). `h2`'s default of
+            // 20 is what two dozen connections that an impatient client drops in one moment cost it.
+            .max_pending_accept_reset_streams(self.max_streams as usize)
             .max_local_error_reset_streams(Some(MAX_STREAM_ERRORS));
         b
     }
@@ -126,10 +127,6 @@ impl ServerSettings {
 
 /// `h2`'s own limit a stream. [`super::TunnelStream`] keeps to a lower one by itself.
 const MAX_SEND_BUFFER: usize = 400 * 1024;
-
-/// Streams that the peer opened and reset before we looked at them (CVE-2023-44487, "rapid reset"): one
-/// more and the connection ends with ENHANCE_YOUR_CALM. An honest client resets only now and then.
-const MAX_UNSEEN_RESETS: usize = 20;
 
 /// Streams that we had to reset because the peer broke the protocol on them, over a connection's life.
 const MAX_STREAM_ERRORS: usize = 1024;

@@ -2,7 +2,6 @@
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -13,6 +12,7 @@ use tokio::time::timeout;
 use super::super::keepalive::{Beat, Keepalive};
 use super::super::{Chunk, ClientSettings, DialError, Transport, TunnelError};
 use super::Inner;
+use super::open::UNSETTLED;
 use super::table::{Phase, Tunnel};
 
 pub(super) async fn run<F, T>(end: End, settings: ClientSettings, connect: F)
@@ -28,7 +28,7 @@ where
     };
     match outcome {
         Ok(Ok((sender, connection))) => {
-            tunnel.phase.send_replace(Phase::Ready(sender));
+            tunnel.phase.send_replace(Phase::Ready { sender, settled: false });
             drive(&end, connection, &settings).await;
         }
         Ok(Err(e)) => end.failed(e),
@@ -45,7 +45,9 @@ where
     T: Transport,
 {
     let transport = connect.await?;
-    settings.builder().handshake(transport).await.map_err(|e| TunnelError::Handshake(Arc::new(e)))
+    let mut builder = settings.builder();
+    builder.initial_max_send_streams(UNSETTLED);
+    builder.handshake(transport).await.map_err(|e| TunnelError::Handshake(Arc::new(e)))
 }
 
 /// Until the connection ends, by whomever.
@@ -55,6 +57,7 @@ async fn drive<T: Transport>(end: &End, mut connection: Connection<T, Chunk>, se
     let mut keepalive = Keepalive::new(ping, &settings.keepalive);
     let mut wished = pin!(tunnel.wished.notified());
     let mut retiring = false;
+    let mut limit = UNSETTLED;
     poll_fn(|cx| {
         while wished.as_mut().poll(cx).is_ready() {
             wished.set(tunnel.wished.notified());
@@ -73,7 +76,11 @@ async fn drive<T: Transport>(end: &End, mut connection: Connection<T, Chunk>, se
             }
             return Poll::Ready(());
         }
-        update_limit(tunnel, connection.max_concurrent_send_streams(), settings);
+        let now = connection.max_concurrent_send_streams();
+        if now != limit {
+            limit = now;
+            end.settle(limit.min(settings.max_streams));
+        }
         poll_beats(end, &mut keepalive, settings.idle_timeout, cx)
     })
     .await;
@@ -94,14 +101,6 @@ fn poll_beats(end: &End, keepalive: &mut Keepalive, idle: Duration, cx: &mut Con
     Poll::Pending
 }
 
-fn update_limit(tunnel: &Tunnel, peers: usize, settings: &ClientSettings) {
-    let limit = peers.min(settings.max_streams);
-    let before = tunnel.limit.swap(limit, Ordering::AcqRel);
-    if limit < before {
-        tunnel.shrunk.notify_waiters();
-    }
-}
-
 /// Keeps the table true on every way out of the task, a panic included.
 pub(super) struct End {
     pool: Weak<Inner>,
@@ -117,6 +116,14 @@ impl End {
     fn failed(&self, error: TunnelError) {
         self.forget();
         self.tunnel.phase.send_replace(Phase::Failed(error));
+    }
+
+    /// The peer said how many streams it takes.
+    fn settle(&self, limit: usize) {
+        if let Some(pool) = self.pool.upgrade() {
+            pool.table().set_limit(&self.tunnel, limit);
+        }
+        self.tunnel.settled();
     }
 
     fn gone(&self) {

@@ -15,9 +15,15 @@ use crate::model::Cause;
 pub(super) struct Table {
     /// Why no further stream may be opened.
     pub(super) closed: Option<Cause>,
-    /// Oldest first, so that the youngest fall idle and are released.
-    tunnels: HashMap<Key, Vec<Arc<Tunnel>>>,
+    by_key: HashMap<Key, Entry>,
     last_id: u64,
+}
+
+struct Entry {
+    /// Oldest first, so that the youngest fall idle and are released.
+    tunnels: Vec<Arc<Tunnel>>,
+    /// Streams that a new tunnel to this peer will carry, by what its last one said.
+    limit: usize,
 }
 
 /// One connection, from the moment that somebody wants it.
@@ -26,10 +32,8 @@ pub(super) struct Tunnel {
     pub(super) key: Key,
     pub(super) session: Arc<Session>,
     pub(super) phase: watch::Sender<Phase>,
-    /// Streams it may carry: ours to set until the peer's SETTINGS say less.
-    pub(super) limit: AtomicUsize,
-    /// The limit went down: who queues inside `h2` for a place should look again.
-    pub(super) shrunk: Notify,
+    /// Streams it may carry: a guess until the peer's SETTINGS came.
+    limit: AtomicUsize,
     wish: AtomicU8,
     /// Tells the tunnel's task of another wish.
     pub(super) wished: Notify,
@@ -42,7 +46,11 @@ const CLOSED: u8 = 2;
 
 pub(super) enum Phase {
     Connecting,
-    Ready(SendRequest<Chunk>),
+    Ready {
+        sender: SendRequest<Chunk>,
+        /// The peer's limit of streams is known.
+        settled: bool,
+    },
     Failed(TunnelError),
     /// It stood once.
     Gone,
@@ -52,6 +60,8 @@ pub(super) enum Phase {
 pub(super) struct Place {
     pub(super) tunnel: Arc<Tunnel>,
     pub(super) lease: Lease,
+    /// How many places were taken before this one.
+    pub(super) ahead: usize,
     /// The tunnel stood already when the place was taken.
     pub(super) reused: bool,
 }
@@ -74,36 +84,43 @@ impl Table {
         if let Some(cause) = self.closed {
             return Err(TunnelError::Closed(cause));
         }
-        if let Some(tunnels) = self.tunnels.get(key) {
-            let with_room = || tunnels.iter().filter(|t| t.has_room() && !except.contains(&t.id));
-            let ready = with_room().find(|t| t.is_ready());
-            if let Some(tunnel) = ready.or_else(|| with_room().next()) {
-                return Ok(Found::Standing(Place::take(tunnel)));
-            }
+        let fresh = || Entry { tunnels: Vec::new(), limit: settings.max_streams };
+        let entry = self.by_key.entry(key.clone()).or_insert_with(fresh);
+        let with_room = || entry.tunnels.iter().filter(|t| t.has_room() && !except.contains(&t.id));
+        let ready = with_room().find(|t| t.is_ready());
+        if let Some(tunnel) = ready.or_else(|| with_room().next()) {
+            return Ok(Found::Standing(Place::take(tunnel)));
         }
         self.last_id += 1;
-        let tunnel = Arc::new(Tunnel::new(self.last_id, key.clone(), settings.max_streams));
+        let tunnel = Arc::new(Tunnel::new(self.last_id, key.clone(), entry.limit));
         let place = Place::take(&tunnel);
-        self.tunnels.entry(key.clone()).or_default().push(tunnel);
+        entry.tunnels.push(tunnel);
         Ok(Found::New(place))
     }
 
     /// Forgets the tunnel, if it is known.
     pub(super) fn remove(&mut self, tunnel: &Tunnel) {
-        if let Some(tunnels) = self.tunnels.get_mut(&tunnel.key) {
-            tunnels.retain(|t| t.id != tunnel.id);
-            if tunnels.is_empty() {
-                self.tunnels.remove(&tunnel.key);
+        if let Some(entry) = self.by_key.get_mut(&tunnel.key) {
+            entry.tunnels.retain(|t| t.id != tunnel.id);
+            if entry.tunnels.is_empty() {
+                self.by_key.remove(&tunnel.key);
             }
         }
     }
 
+    pub(super) fn set_limit(&mut self, tunnel: &Tunnel, limit: usize) {
+        tunnel.limit.store(limit, Ordering::Release);
+        if let Some(entry) = self.by_key.get_mut(&tunnel.key) {
+            entry.limit = limit;
+        }
+    }
+
     pub(super) fn take_all(&mut self) -> impl Iterator<Item = Arc<Tunnel>> + use<> {
-        std::mem::take(&mut self.tunnels).into_values().flatten()
+        std::mem::take(&mut self.by_key).into_values().flat_map(|e| e.tunnels)
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<Tunnel>> {
-        self.tunnels.values().flatten()
+        self.by_key.values().flat_map(|e| &e.tunnels)
     }
 }
 
@@ -115,7 +132,6 @@ impl Tunnel {
             session: Session::new(),
             phase: watch::Sender::new(Phase::Connecting),
             limit: AtomicUsize::new(limit),
-            shrunk: Notify::new(),
             wish: AtomicU8::new(LIVE),
             wished: Notify::new(),
         }
@@ -130,7 +146,15 @@ impl Tunnel {
     }
 
     fn is_ready(&self) -> bool {
-        matches!(*self.phase.borrow(), Phase::Ready(_))
+        matches!(*self.phase.borrow(), Phase::Ready { .. })
+    }
+
+    /// The peer's SETTINGS came.
+    pub(super) fn settled(&self) {
+        self.phase.send_if_modified(|phase| match phase {
+            Phase::Ready { settled, .. } => !std::mem::replace(settled, true),
+            _ => false,
+        });
     }
 
     /// It shall take no new streams, and close with the last one.
@@ -180,6 +204,7 @@ impl Tunnel {
 
 impl Place {
     fn take(tunnel: &Arc<Tunnel>) -> Self {
-        Self { tunnel: Arc::clone(tunnel), lease: tunnel.session.lease(), reused: tunnel.is_ready() }
+        let ahead = tunnel.session.streams();
+        Self { tunnel: Arc::clone(tunnel), lease: tunnel.session.lease(), ahead, reused: tunnel.is_ready() }
     }
 }
