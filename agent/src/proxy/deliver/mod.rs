@@ -18,3 +18,6 @@ pub use tunnelled::copy;
 
 /// How long bytes that came before a reset may take to reach a reader who is slow, before the reset does.
 const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests;

@@ -61,9 +61,9 @@ async fn different_keys_never_share() {
     let (pool, peers) = (pool(ClientSettings::default()), Peers::new(echo_peer));
     let (x, y) = (identity("x"), identity("y"));
     let keys = [
-        (Key::new(pod("a"), hop(1), &[x.clone()]), 1),
-        (Key::new(pod("a"), hop(1), &[y.clone()]), 2),
-        (Key::new(pod("a"), hop(2), &[x.clone()]), 3),
+        (Key::new(pod("a"), hop(1), std::slice::from_ref(&x)), 1),
+        (Key::new(pod("a"), hop(1), std::slice::from_ref(&y)), 2),
+        (Key::new(pod("a"), hop(2), std::slice::from_ref(&x)), 3),
         (Key::new(pod("a"), hop(1), &[x.clone(), y.clone()]), 4),
         // The same set in another order, and one name twice.
         (Key::new(pod("a"), hop(1), &[y.clone(), x.clone(), y]), 4),
@@ -446,7 +446,7 @@ async fn cancelled_callers_harm_nobody() {
         for round in 0..20 {
             let opening = open(&pool, (n % 3) as u8, || peers.dial());
             let patience = Duration::from_micros((n * 31 + round * 17) % 400);
-            if n % 2 == 0 {
+            if n.is_multiple_of(2) {
                 let _ = timeout(patience, opening).await;
             } else {
                 let mut stream = opening.await.unwrap();
