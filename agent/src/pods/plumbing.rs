@@ -1,6 +1,6 @@
 //! What a pod's namespace is given so that marked connections loop over `lo`, and what is taken back.
 //!
-//! One rule and one local route for each family, and two sysctls. No netfilter, no address, no device.
+//! One rule and one local route for each family, and a few sysctls. No netfilter, no address, no device.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
@@ -59,7 +59,8 @@ pub fn install(
     numbers: Numbers,
 ) -> Result<Plumbed, SysError> {
     netns.run(|| {
-        write_sysctl("net/ipv4/tcp_fwmark_accept", "1")?;
+        write_sysctl(ACCEPT_MARKS, "1")?;
+        reflect_marks("1")?;
         reserve_ports()?;
         let mut route = Route::open()?;
         // The agent's deliveries need the rule under either way of capturing.
@@ -109,7 +110,8 @@ pub fn remove(netns: &Netns, numbers: Numbers) -> Result<(), SysError> {
             route.remove_route(&LocalRoute { to, source: None, table: LOCAL_TABLE })?;
         }
         release_ports()?;
-        write_sysctl("net/ipv4/tcp_fwmark_accept", "0")
+        reflect_marks("0")?;
+        write_sysctl(ACCEPT_MARKS, "0")
     })?
 }
 
@@ -161,6 +163,21 @@ fn loopback_ranges() -> [IpNet; 2] {
 
 fn families(addresses: &[IpAddr]) -> impl Iterator<Item = Family> + '_ {
     [Family::V4, Family::V6].into_iter().filter(|f| addresses.iter().any(|a| Family::of(*a) == *f))
+}
+
+/// The application's answers to the agent's deliveries carry the delivery's mark, and so go over lo.
+const ACCEPT_MARKS: &str = "net/ipv4/tcp_fwmark_accept";
+
+/// The same for answers that belong to no socket. Without it the reset of a closed port leaves for the
+/// client's own host, where nobody waits for it, and the agent's dial runs into its timeout; and a reset
+/// for a captured connection that is gone leaves the pod.
+fn reflect_marks(value: &str) -> Result<(), SysError> {
+    write_sysctl("net/ipv4/fwmark_reflect", value)?;
+    match write_sysctl("net/ipv6/fwmark_reflect", value) {
+        // The kernel has no IPv6.
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        done => done,
+    }
 }
 
 /// RT_TABLE_LOCAL.
