@@ -205,10 +205,20 @@ impl Agent {
     }
 
     /// Waits for a line of the access log.
-    pub fn wait_access(&self, what: &str, mut is_it: impl FnMut(&Line) -> bool) -> Result<Line> {
+    pub fn wait_access(&self, what: &str, is_it: impl FnMut(&Line) -> bool) -> Result<Line> {
+        self.wait_access_after(0, what, is_it)
+    }
+
+    /// As [`Agent::wait_access`], leaving out the first `seen` lines.
+    pub fn wait_access_after(
+        &self,
+        seen: usize,
+        what: &str,
+        mut is_it: impl FnMut(&Line) -> bool,
+    ) -> Result<Line> {
         let found =
             wait::until(wait::PATIENCE, &format!("{}'s access log has {what}", self.node.name), || {
-                self.access().ok()?.into_iter().find(&mut is_it)
+                self.access().ok()?.into_iter().skip(seen).find(&mut is_it)
             });
         found.with_context(|| {
             let lines = self.access().unwrap_or_default();

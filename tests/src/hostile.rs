@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
@@ -50,6 +51,15 @@ pub fn dial(from: &Netns, to: SocketAddr, tricks: Tricks<'_>, patience: Duration
         talk::prepare(&stream, patience)?;
         Ok(stream)
     })
+}
+
+/// connect() to AF_UNSPEC: ends the connection, and the socket may dial again.
+pub fn disconnect(socket: &impl AsRawFd) -> io::Result<()> {
+    let nowhere = libc::sockaddr { sa_family: libc::AF_UNSPEC as libc::sa_family_t, sa_data: [0; 14] };
+    let length = size_of::<libc::sockaddr>() as libc::socklen_t;
+    // SAFETY: the address lives over the call and is as long as it is said to be.
+    let done = unsafe { libc::connect(socket.as_raw_fd(), &raw const nowhere, length) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Binds (and listens on) an address inside the namespace; with `share`, SO_REUSEPORT joins whoever is

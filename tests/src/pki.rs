@@ -66,6 +66,14 @@ impl Authority {
         self.sign(params)
     }
 
+    /// A proper leaf whose time has not come.
+    pub fn future_papers(&self, identity: &str) -> Result<Papers> {
+        let mut params = leaf(&[identity])?;
+        params.not_before = OffsetDateTime::now_utc() + Duration::days(1);
+        params.not_after = OffsetDateTime::now_utc() + Duration::days(2);
+        self.sign(params)
+    }
+
     /// A leaf that claims to be an authority itself.
     pub fn ca_papers(&self, identity: &str) -> Result<Papers> {
         let mut params = leaf(&[identity])?;

@@ -2,11 +2,13 @@
 //! and trust everyone, to see whom a real agent trusts.
 
 mod client;
+mod flood;
 mod old;
 mod server;
 mod tls;
 
 pub use client::{Attempt, Outcome};
+pub use flood::Flood;
 pub use old::tls12_hello;
 pub use server::Impostor;
 
