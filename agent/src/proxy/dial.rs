@@ -51,7 +51,6 @@ impl Dialer<'_> {
         let socket = self.socket(to)?;
         socket::set_transparent(&socket, client)?;
         socket::set_mark(&socket, underpass_common::RETURN_MARK)?;
-        socket::bind_to_loopback(&socket)?;
         socket::set_bind_no_port(&socket)?;
         bind(&socket, client)?;
         self.connect(socket, to).await

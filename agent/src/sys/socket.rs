@@ -85,15 +85,6 @@ pub fn set_mark(socket: &Socket, mark: u32) -> Result<(), SysError> {
     socket.set_mark(mark).named("setsockopt SO_MARK", || format!("{mark:#x}"))
 }
 
-/// SO_BINDTODEVICE lo.
-///
-/// A connection to an address of eth0 runs over lo, but counts as having come in by eth0: the kernel
-/// remembers the device of the route that it found (`orig_oif` in `ip_route_output_key_hash_rcu`), and
-/// `sk_lookup` would take it for one from outside. Bound to lo it finds the mark's route instead.
-pub fn bind_to_loopback(socket: &Socket) -> Result<(), SysError> {
-    socket.bind_device(Some(b"lo")).named("setsockopt SO_BINDTODEVICE", || "lo".into())
-}
-
 /// Nagle off, keepalive on: what every connection of the agent has.
 pub fn tune(socket: BorrowedFd<'_>, keepalive: Keepalive) -> Result<(), SysError> {
     let s = SockRef::from(&socket);

@@ -91,7 +91,10 @@ pub(crate) fn tell_story(series: Series, programs: &[Program]) -> Result<()> {
 fn story(programs: &[Program]) -> Vec<Vec<String>> {
     let words = |line: &str| line.split(' ').map(str::to_owned).collect();
     let mut commands: Vec<Vec<String>> = vec![words("underpass check"), words("underpass-demo")];
-    let kernel = programs::stories(programs).filter(|program| program.name.starts_with("kernel_"));
+    let kernel = programs::stories(programs).filter(|program| {
+        // Emulated, a storm of 100,000 connections takes longer than all the rest.
+        program.name.starts_with("kernel_") && program.name != "kernel_storm"
+    });
     commands.extend(kernel.map(|program| words(&format!("{} --test-threads=1", program.name))));
     commands
 }
