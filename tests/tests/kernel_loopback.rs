@@ -198,7 +198,10 @@ fn dialled_directly(place: &mut Place) -> Result<()> {
     ensure!(matches!(unknown, Err(BpfError::UnknownConnection { .. })), "{unknown:?}");
     // What one pod dialled is nothing to another.
     let real = talk::dial(&client.ns, at(place.pod("server").ip(false), PORT))?;
-    let looped = stand_in.streams.lock().unwrap_or_else(|p| p.into_inner()).last().map(TcpStream::local_addr);
+    let last =
+        || stand_in.streams.lock().unwrap_or_else(|p| p.into_inner()).last().map(TcpStream::local_addr);
+    wait::until_true(wait::PATIENCE, "the stand-in accepted", || last().is_some())?;
+    let looped = last();
     let looped = looped.context("accepted")??;
     ensure!(place.programs.original_destination(stand_in.cookie(), looped).is_ok());
     let other = place.programs.original_destination(NetnsCookie(stand_in.cookie().0 + 1), looped);
