@@ -1,5 +1,7 @@
 //! The binary as a user meets it: what it prints where, and how it ends.
 
+#![allow(clippy::unwrap_used, reason = "a test; the lint knows only functions marked as such")]
+
 use std::path::PathBuf;
 use std::process::{Command, Output};
 

@@ -44,7 +44,7 @@ pub enum EnrolError {
     #[error("{path} has none of the pod's addresses {wanted:?}, only {found:?}: it is another pod's")]
     Stranger { path: String, wanted: Vec<IpAddr>, found: Vec<IpAddr> },
     #[error("no certificate for {identity}: {source}")]
-    Certificate { identity: String, source: CertError },
+    Certificate { identity: String, source: Box<CertError> },
     #[error("no certificate for {identity} within {after:?}")]
     CertificateLate { identity: String, after: Duration },
     #[error("cannot give the namespace what capture needs: {0}")]
@@ -68,7 +68,7 @@ pub(super) async fn enrol(
     tokio::time::timeout(setting.certificate_wait, lease.ready())
         .await
         .map_err(|_| EnrolError::CertificateLate { identity: identity(), after: setting.certificate_wait })?
-        .map_err(|source| EnrolError::Certificate { identity: identity(), source })?;
+        .map_err(|source| EnrolError::Certificate { identity: identity(), source: Box::new(source) })?;
 
     let plumbed = plumbing::install(&netns, &pod.addresses, setting.wanted, setting.numbers)
         .map_err(EnrolError::Plumbing)?;

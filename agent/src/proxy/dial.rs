@@ -36,7 +36,7 @@ pub enum DialError {
 
 impl Dialer<'_> {
     /// A connection from the pod's own address.
-    pub async fn from_pod(&self, to: SocketAddr, source: Option<IpAddr>) -> Result<TcpStream, DialError> {
+    pub async fn as_pod(&self, to: SocketAddr, source: Option<IpAddr>) -> Result<TcpStream, DialError> {
         let socket = self.socket(to)?;
         if let Some(ip) = source {
             socket::set_bind_no_port(&socket)?;

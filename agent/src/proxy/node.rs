@@ -68,7 +68,7 @@ impl PodProxy {
     /// itself has that address anyway.
     pub async fn deliver_as(&self, app: AppAddr, client: ClientAddr) -> Result<TcpStream, DialError> {
         if self.owns(client.ip()) || !self.enrolled.keeps_source {
-            return self.dialer().from_pod(app.0, self.source_for(app.ip())).await;
+            return self.dialer().as_pod(app.0, self.source_for(app.ip())).await;
         }
         self.dialer().as_client(app.0, client.ip()).await
     }

@@ -119,7 +119,7 @@ async fn connect(
     let config = identity.client_config(&expected).map_err(|e| tunnel::DialError::new(e.cause(), e))?;
     let tcp = pod
         .dialer()
-        .from_pod(to.0, pod.source_for(to.ip()))
+        .as_pod(to.0, pod.source_for(to.ip()))
         .await
         .map_err(|e| tunnel::DialError::new(Cause::PeerUnreachable, e.to_string()))?;
     // SNI is off; rustls asks for a name all the same, and the verifier does not look at it.
@@ -138,7 +138,7 @@ async fn connect(
 /// from the pod's own address, as the application would have made it.
 async fn passed_on(pod: &PodProxy, stream: TcpStream, record: &Record, to: SocketAddr) -> End {
     record.set_next_hop(NextHop(to));
-    let upstream = match pod.dialer().from_pod(to, None).await {
+    let upstream = match pod.dialer().as_pod(to, None).await {
         Ok(upstream) => upstream,
         Err(e) => return End::refused(stream, dial_cause(&e), e.to_string()),
     };
