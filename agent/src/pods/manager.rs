@@ -13,8 +13,10 @@ use super::enrol::{self, EnrolError, Setting};
 use super::enrolled::EnrolledPod;
 use super::listeners::Accepting;
 use super::{find, plumbing};
+use crate::bpf;
 use crate::discovery::Snapshot;
 use crate::model::{LocalPod, NetnsCookie, PodUid};
+use crate::sys::netns::Netns;
 
 /// What the rest of the agent sees of it.
 pub type Table = BTreeMap<PodUid, PodState>;
@@ -127,7 +129,7 @@ impl Manager {
             .map(|(uid, _)| uid.clone())
             .collect();
         for uid in gone {
-            self.let_go(&uid).await;
+            self.let_go(&uid, wanted.get(&uid).map(|w| &**w)).await;
         }
         self.publish_destinations(&snapshot);
         for (uid, pod) in wanted {
@@ -158,11 +160,28 @@ impl Manager {
         self.known.insert(uid, known);
     }
 
-    /// Takes a pod out of the kernel at once, and lets its live connections end by themselves.
-    async fn let_go(&mut self, uid: &PodUid) {
-        let Some(Known::Enrolled(enrolled)) = self.known.remove(uid) else { return };
+    /// Takes a pod out of the kernel at once, and lets its live connections end by themselves. One that
+    /// `comes_back` in the same namespace stays closed meanwhile: between two descriptions, or if the
+    /// new one cannot be enrolled, nothing of it may pass in plaintext.
+    async fn let_go(&mut self, uid: &PodUid, comes_back: Option<&LocalPod>) {
+        let enrolled = match self.known.remove(uid) {
+            Some(Known::Enrolled(enrolled)) => enrolled,
+            Some(Known::Refused { pod, .. }) => {
+                if comes_back.is_none_or(|w| w.netns != pod.netns) {
+                    self.open_up(&pod);
+                }
+                return;
+            }
+            None => return,
+        };
         let cookie = enrolled.netns.cookie();
-        if let Err(e) = self.setting.kernel.unenrol(cookie) {
+        let stays = comes_back.is_some_and(|w| w.netns == enrolled.pod.netns) && !enrolled.netns.is_stale();
+        let told = if stays {
+            self.setting.kernel.set_listeners(cookie, &bpf::Listeners::default())
+        } else {
+            self.setting.kernel.unenrol(cookie)
+        };
+        if let Err(e) = told {
             tracing::error!(uid = %uid, error = %e, "cannot take the pod out of the kernel's maps");
         }
         tracing::info!(uid = %uid, pod = %enrolled.pod.name, namespace = %enrolled.pod.namespace,
@@ -184,6 +203,24 @@ impl Manager {
             setting.telemetry.forget_pod(&enrolled.pod.namespace, &enrolled.pod.name);
             uid
         });
+    }
+
+    /// Lets go of the namespace of a pod that was never enrolled, or not again: an agent before us, or
+    /// its former description, may have left it closed.
+    fn open_up(&self, pod: &LocalPod) {
+        let Ok(netns) = Netns::open(&pod.netns) else { return };
+        let cookie = netns.cookie();
+        let closed = self.setting.kernel.enrolled().is_ok_and(|all| all.contains(&cookie));
+        let of_another = self.known.values().any(|k| k.cookie() == Some(cookie));
+        if !closed || of_another {
+            return;
+        }
+        if let Err(e) = self.setting.kernel.unenrol(cookie) {
+            tracing::error!(uid = %pod.uid, error = %e, "cannot take the pod out of the kernel's maps");
+        }
+        if let Err(e) = plumbing::remove(&netns, self.setting.numbers) {
+            tracing::debug!(uid = %pod.uid, error = %e, "the namespace keeps its rule");
+        }
     }
 
     fn apply_plan(&self, enrolled: &EnrolledPod, snapshot: &Snapshot) {
@@ -211,7 +248,7 @@ impl Manager {
                 continue;
             }
             let whole = plumbing::is_whole(&p.netns, &p.pod.addresses, self.setting.numbers);
-            if !whole.unwrap_or(false) && p.capture == crate::bpf::CaptureMode::Mark {
+            if !whole.unwrap_or(false) && p.capture == bpf::CaptureMode::Mark {
                 let repaired =
                     plumbing::install(&p.netns, &p.pod.addresses, self.setting.wanted, self.setting.numbers);
                 tracing::warn!(uid = %uid, repaired = repaired.is_ok(),
@@ -223,7 +260,7 @@ impl Manager {
             if let Some(Known::Enrolled(p)) = self.known.get(&uid) {
                 p.cut.cancel();
             }
-            self.let_go(&uid).await;
+            self.let_go(&uid, None).await;
         }
         let snapshot = Arc::clone(&self.snapshots.borrow());
         let again: Vec<Arc<LocalPod>> = snapshot
@@ -259,14 +296,7 @@ impl Manager {
 
     /// Namespaces that a former agent enrolled and that are no pod of ours any more.
     fn forget_strangers(&self) {
-        let ours: HashSet<NetnsCookie> = self
-            .known
-            .values()
-            .filter_map(|k| match k {
-                Known::Enrolled(p) => Some(p.netns.cookie()),
-                Known::Refused { .. } => None,
-            })
-            .collect();
+        let ours: HashSet<NetnsCookie> = self.known.values().filter_map(Known::cookie).collect();
         let strangers: HashSet<NetnsCookie> = match self.setting.kernel.enrolled() {
             Ok(all) => all.into_iter().filter(|c| !ours.contains(c)).collect(),
             Err(e) => {
@@ -279,7 +309,7 @@ impl Manager {
             .known
             .values()
             .filter_map(|k| match k {
-                Known::Refused { pod, .. } => crate::sys::netns::Netns::open(&pod.netns).ok(),
+                Known::Refused { pod, .. } => Netns::open(&pod.netns).ok(),
                 Known::Enrolled(_) => None,
             })
             .map(|n| n.cookie())
@@ -320,6 +350,13 @@ impl Manager {
 }
 
 impl Known {
+    fn cookie(&self) -> Option<NetnsCookie> {
+        match self {
+            Self::Enrolled(p) => Some(p.netns.cookie()),
+            Self::Refused { .. } => None,
+        }
+    }
+
     fn is_same(&self, wanted: &LocalPod) -> bool {
         match self {
             Self::Enrolled(p) => *p.pod == *wanted && !p.netns.is_stale(),
