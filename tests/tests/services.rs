@@ -2,7 +2,7 @@
 //! not of the mesh.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -26,6 +26,7 @@ fn main() -> ExitCode {
         ("without_an_endpoint_the_application_is_reset_and_the_log_says_why", nobody),
         ("an_endpoint_outside_of_the_mesh_is_reached_in_plain_tcp", outside),
         ("a_hostname_in_connect_is_one_of_the_pods_own_services", hostname),
+        ("a_tunnel_to_an_address_that_is_not_the_pods_delivers_nothing", address_of_nobody),
     ])
 }
 
@@ -98,6 +99,12 @@ fn target_ports(w: &mut Shop) -> Result<()> {
             && l.is("dst.identity", &identity("shop"))
             && l.cause() == "closed"
     })?;
+    // The other end knows it from `forwarded`.
+    w.cluster.n2.wait_access("its other end", |l| {
+        l.is("direction", "inbound") && l.is("dst.service", &service) && l.is("dst.workload", "far")
+    })?;
+    let labels = [&format!("destination_service=\"{service}\"") as &str, "reporter=\"destination\""];
+    ensure!(w.cluster.n2.metric("istio_tcp_connections_opened_total", &labels)? > 0.0);
     Ok(())
 }
 
@@ -170,6 +177,26 @@ fn outside(w: &mut Shop) -> Result<()> {
     Ok(())
 }
 
+/// Policies know a pod by its addresses, so that nothing is delivered by another one.
+fn address_of_nobody(w: &mut Shop) -> Result<()> {
+    const EXTRA: Ipv4Addr = Ipv4Addr::new(10, 201, 2, 250);
+    let papers = w.cluster.authority()?.papers(&identity("client"))?;
+    let (far, node) = (w.cluster.ns("far"), &w.cluster.topology.node("n2").ns);
+    far.ip(&format!("addr add {EXTRA}/32 dev eth0"))?;
+    node.ip(&format!("route add {EXTRA}/32 via {}", w.cluster.ip("far", false)))?;
+    let to = SocketAddr::new(EXTRA.into(), hbone::PORT);
+    let shop = w.cluster.mesh.the_service("shop").hostname();
+    for authority in [format!("{shop}:{WEB}"), SocketAddr::new(EXTRA.into(), TARGETS[0]).to_string()] {
+        let outcome = Attempt { authority: authority.clone(), ..Attempt::to(to, Some(&papers), to) }
+            .make(w.cluster.ns("plain"))?;
+        ensure!(outcome.status() == Some(400), "{authority} by {EXTRA}: {outcome:?}");
+        ensure!(w.reached().is_empty(), "{authority}: {:?}", w.reached());
+    }
+    node.ip(&format!("route del {EXTRA}/32"))?;
+    far.ip(&format!("addr del {EXTRA}/32 dev eth0"))?;
+    Ok(())
+}
+
 fn hostname(w: &mut Shop) -> Result<()> {
     let papers = w.cluster.authority()?.papers(&identity("client"))?;
     let host = |service: &str| w.cluster.mesh.the_service(service).hostname();
@@ -194,6 +221,7 @@ fn hostname(w: &mut Shop) -> Result<()> {
                 Some(port) => {
                     ensure!(outcome.reached(), "{authority}: {outcome:?}");
                     ensure!(reached.keys().eq([&("far", port)]), "{authority}: {reached:?}");
+                    ensure!(line.is("dst.service", &shop), "{authority}: {line}");
                 }
                 None => {
                     ensure!(outcome.status() == Some(503), "{authority}: {outcome:?}");

@@ -13,9 +13,9 @@ use super::deliver;
 use super::end::End;
 use super::node::PodProxy;
 use super::outbound::dial_cause;
-use super::tunnel::{self, Drain, Inbound, Reject, Respond, Target};
+use super::tunnel::{self, Connect, Drain, Inbound, Reject, Respond, Target};
 use crate::discovery::Snapshot;
-use crate::model::{AppAddr, Cause, ClientAddr, Direction, OriginalDst, SpiffeId, ports};
+use crate::model::{AppAddr, Cause, ClientAddr, Direction, OriginalDst, Service, SpiffeId, ports};
 use crate::policy::Conn;
 use crate::sys::socket;
 use crate::telemetry::{Party, Record};
@@ -90,8 +90,13 @@ async fn one(pod: &Arc<PodProxy>, client: ClientAddr, local: OriginalDst, peer: 
     };
     let record = capture::open(pod, Direction::Inbound, client, destination);
     let snapshot = pod.node.snapshot();
-    let source = snapshot.workload(client.ip()).filter(|w| w.identity == *peer).cloned();
+    // Behind a gateway of another network the address that we see is the gateway's.
+    let near = inbound.connect.network.as_ref().is_none_or(|network| network == snapshot.network());
+    let source = snapshot.workload(client.ip()).filter(|w| near && w.identity == *peer).cloned();
     record.set_source(Party { workload: source, identity: Some(peer.clone()) });
+    if let Some(service) = service_asked_for(pod, &snapshot, &inbound.connect) {
+        record.set_service(service);
+    }
     record.set_destination(Party {
         workload: snapshot.workload_of(&pod.enrolled.pod).cloned(),
         identity: Some(pod.enrolled.pod.identity.clone()),
@@ -165,10 +170,15 @@ fn target(
     local: OriginalDst,
     asked: &Target,
 ) -> Result<AppAddr, (StatusCode, Cause, String)> {
+    if !pod.owns(local.ip()) {
+        // A link-local address, say: no policy on destinations knows it.
+        let why = format!("the tunnel came to {}, which is no address of this pod", local.ip());
+        return Err((StatusCode::BAD_REQUEST, Cause::BadTarget, why));
+    }
     let app = match asked {
         Target::Address(addr) => {
             let ip = addr.ip().to_canonical();
-            if ip != local.ip() || !pod.owns(ip) {
+            if ip != local.ip() {
                 let why = format!("CONNECT to {addr}, which is not the address {} of this pod", local.ip());
                 return Err((StatusCode::BAD_REQUEST, Cause::BadTarget, why));
             }
@@ -188,6 +198,19 @@ fn target(
         return Err((StatusCode::SERVICE_UNAVAILABLE, Cause::BadTarget, why));
     }
     Ok(AppAddr(app))
+}
+
+/// The service that the client says it addressed, if this pod is of it. It labels, and decides nothing.
+fn service_asked_for(pod: &PodProxy, snapshot: &Snapshot, asked: &Connect) -> Option<Arc<Service>> {
+    let host = match &asked.target {
+        Target::Host(name, _) => name,
+        Target::Address(_) => asked.forwarded.as_ref()?.host.as_ref()?,
+    };
+    let me = snapshot.workload_of(&pod.enrolled.pod)?;
+    let mine = |s: &&Arc<Service>| me.services.contains_key(&*s.key());
+    let mut services: Vec<_> = snapshot.services_by_host(host).filter(mine).collect();
+    services.sort_by_key(|s| s.namespace != me.namespace);
+    services.first().map(|s| Arc::clone(s))
 }
 
 /// The target port of a service by that name that this pod is an endpoint of; its own namespace's first.
