@@ -35,7 +35,7 @@ pub fn main() -> ExitCode {
         Ok(Answer::Yes) => ExitCode::SUCCESS,
         Ok(Answer::No) => ExitCode::from(args::EXIT_NO),
         Err(e) => {
-            eprintln!("error: {}", output::printable(&format!("{e:#}")));
+            eprintln!("error: {}", output::words(&e));
             ExitCode::from(exit_code(&e))
         }
     }

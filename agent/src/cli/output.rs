@@ -32,6 +32,19 @@ pub(super) fn render<T: Serialize>(
     })
 }
 
+/// An error with its causes, each told once: many of our messages have their cause inside already. Some
+/// are lists with a line for each part; everything else that commands a terminal is escaped.
+pub(super) fn words(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    let lines: Vec<String> = text.lines().map(printable).collect();
+    lines.join("\n")
+}
+
 /// Line ends and other control characters as escapes.
 pub(super) fn printable(text: &str) -> String {
     let mut out = String::with_capacity(text.len());

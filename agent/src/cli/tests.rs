@@ -294,3 +294,15 @@ fn a_missing_field_is_an_empty_cell() {
     assert_eq!(show::text(&Value::Null, "/a/b"), "");
     assert_eq!(show::text(&json!({ "a": { "b": 1 } }), "/a/b"), "1");
 }
+
+#[test]
+fn an_error_tells_each_cause_once_and_a_list_in_lines() {
+    use std::io::ErrorKind;
+    let absent = ClientError::Absent { path: "/s".into(), source: ErrorKind::NotFound.into() };
+    let told = output::words(&anyhow::Error::from(absent).context("asking"));
+    assert_eq!(told.matches("entity not found").count(), 1, "{told}");
+    assert!(told.starts_with("asking: no agent answers at /s"), "{told}");
+    let list = crate::bpf::BpfError::Requirements("MISSING one\nMISSING \u{1b}two".into());
+    let told = output::words(&list.into());
+    assert!(told.contains("\nMISSING one\nMISSING \\u{1b}two\n"), "{told}");
+}
