@@ -16,7 +16,7 @@ use crate::config::{CapturePreference, Config};
 use crate::discovery::file::{FileOptions, FileSource, FileStatus};
 use crate::discovery::{Source, Store};
 use crate::lifecycle::{Readiness, Shutdown, Signals, TaskGroup};
-use crate::model::NetnsCookie;
+use crate::model::{Cause, NetnsCookie};
 use crate::pods::{self, Destinations, Table};
 use crate::proxy::tunnel::{ClientSettings, FlowSettings, KeepaliveSettings, ServerSettings};
 use crate::proxy::{self, Node};
@@ -131,7 +131,7 @@ async fn wait(tasks: &mut TaskGroup, shutdown: &Shutdown) {
 /// Lets every pod's connections end by themselves until the deadline, and tells their peers to go away.
 async fn drain(table: &ArcSwap<Table>, shutdown: &Shutdown) {
     let pods: Vec<_> = table.load().values().filter_map(|s| s.enrolled().cloned()).collect();
-    let draining = pods.iter().map(|p| p.drain(shutdown.cut().cancelled()));
+    let draining = pods.iter().map(|p| p.drain(shutdown.cut().cancelled(), Cause::Drained));
     futures::future::join_all(draining).await;
 }
 

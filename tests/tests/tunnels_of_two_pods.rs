@@ -131,7 +131,7 @@ fn leaves_the_mesh(w: &mut Twins) -> Result<()> {
     let seen = w.cluster.n1.access()?.len();
     w.cluster.apply(w.mesh.clone().without(TWINS[1]))?;
     w.cluster.n1.wait_access_after(seen, "pollux's connection ends", |l| {
-        l.is("src.workload", TWINS[1]) && ["drained", "pod_gone"].contains(&l.cause().as_str())
+        l.is("src.workload", TWINS[1]) && l.cause() == "pod_gone"
     })?;
     drop(pollux);
     w.goes_on(&mut castor)?;

@@ -1,11 +1,14 @@
-//! How the process begins and ends: readiness, an orderly stop, and tasks whose death is noticed.
+//! How the process and its parts begin and end: readiness, an orderly stop, and tasks whose death is
+//! noticed.
 
 mod readiness;
 mod shutdown;
+mod stop;
 mod tasks;
 
 pub use readiness::{Guard, Pending, Readiness};
 pub use shutdown::{Shutdown, Signals};
+pub use stop::Stop;
 pub use tasks::{Ended, Outcome, TaskGroup};
 
 #[derive(Debug, thiserror::Error)]

@@ -44,7 +44,7 @@ pub enum Cause {
     NoCertificate,
     /// The agent is stopping and the drain deadline passed.
     Drained,
-    /// The pod left the mesh, or its sandbox ended.
+    /// The pod left the mesh and the drain deadline passed, or its sandbox ended.
     PodGone,
     /// Something that should not happen; the log line says what.
     Internal,

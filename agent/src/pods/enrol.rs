@@ -16,6 +16,7 @@ use super::plumbing::{self, Numbers, Wanted};
 use crate::bpf::{BpfError, Kernel};
 use crate::certs::{self, CertError};
 use crate::discovery::Snapshot;
+use crate::lifecycle::Stop;
 use crate::model::LocalPod;
 use crate::sys::SysError;
 use crate::sys::netns::Netns;
@@ -95,7 +96,7 @@ pub(super) async fn enrol(
         acceptors: TaskTracker::new(),
         tasks: TaskTracker::new(),
         leaving: CancellationToken::new(),
-        cut: CancellationToken::new(),
+        cut: Stop::default(),
     };
     Ok(Started { pod: Arc::new(pod), listeners })
 }

@@ -9,7 +9,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::bpf::{BpfError, CaptureMode, Enrolment, Kernel, Marks, OwnPorts};
 use crate::certs::Lease;
-use crate::model::LocalPod;
+use crate::lifecycle::Stop;
+use crate::model::{Cause, LocalPod};
 use crate::sys::netns::Netns;
 
 /// One pod while it is of the mesh. Shared by its connections; what they hold on to (the namespace, the
@@ -30,8 +31,8 @@ pub struct EnrolledPod {
     /// Cancelled when no new connection is to be taken: tunnels are told to go away, live connections
     /// go on.
     pub leaving: CancellationToken,
-    /// Cancelled when live connections are to end too.
-    pub cut: CancellationToken,
+    /// Ended when live connections are to end too.
+    pub cut: Stop,
     /// Cancelled when the last connection has ended.
     pub ended: CancellationToken,
 }
@@ -52,14 +53,14 @@ impl EnrolledPod {
         }
     }
 
-    /// Lets live connections end by themselves until `deadline`, then ends them.
-    pub async fn drain(&self, deadline: impl Future<Output = ()>) {
+    /// Lets live connections end by themselves until `deadline`, then ends them for `cause`.
+    pub async fn drain(&self, deadline: impl Future<Output = ()>, cause: Cause) {
         self.close_listeners().await;
         self.tasks.close();
         let _ended = self.ended.clone().drop_guard();
         tokio::select! {
             () = self.tasks.wait() => return,
-            () = deadline => self.cut.cancel(),
+            () = deadline => self.cut.end(cause),
         }
         // Each task watches `cut`; this bound is for one that is stuck in the kernel.
         if tokio::time::timeout(LAST, self.tasks.wait()).await.is_err() {

@@ -15,7 +15,7 @@ use super::listeners::Accepting;
 use super::{find, plumbing};
 use crate::bpf;
 use crate::discovery::Snapshot;
-use crate::model::{LocalPod, NetnsCookie, PodUid};
+use crate::model::{Cause, LocalPod, NetnsCookie, PodUid};
 use crate::sys::netns::Netns;
 
 /// What the rest of the agent sees of it.
@@ -192,7 +192,7 @@ impl Manager {
         insert(&table, uid.clone(), PodState::Leaving(Arc::clone(&enrolled)));
         enrolled.close_listeners().await;
         self.leaving.spawn(async move {
-            enrolled.drain(tokio::time::sleep(setting.drain)).await;
+            enrolled.drain(tokio::time::sleep(setting.drain), Cause::PodGone).await;
             // Live connections needed the rule until now. The same namespace may have been enrolled
             // again meanwhile, under another uid or with other addresses.
             let again = setting.kernel.enrolled().is_ok_and(|all| all.contains(&cookie));
@@ -258,7 +258,7 @@ impl Manager {
         for uid in ended {
             tracing::info!(uid = %uid, "the pod's network namespace is gone");
             if let Some(Known::Enrolled(p)) = self.known.get(&uid) {
-                p.cut.cancel();
+                p.cut.end(Cause::PodGone);
             }
             self.let_go(&uid, None).await;
         }

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::deliver::Stop;
 use crate::discovery::Snapshot;
+use crate::lifecycle::Stop;
 use crate::model::{Cause, ConnectionId, LocalPod};
 use crate::policy::{Conn, Verdict};
 
@@ -44,13 +44,8 @@ impl Authorizer {
         Arc::new(Self { pod, snapshots, live: Mutex::default() })
     }
 
-    pub fn authorize(
-        self: &Arc<Self>,
-        id: ConnectionId,
-        conn: Conn,
-        cut: &CancellationToken,
-    ) -> Result<Permit, Denied> {
-        let stop = Stop::under(cut);
+    pub fn authorize(self: &Arc<Self>, id: ConnectionId, conn: Conn, cut: &Stop) -> Result<Permit, Denied> {
+        let stop = cut.child();
         // Listed before it is judged: a policy that changes between the two is either seen by the
         // judgement below or by the review, never by neither.
         self.live().insert(id, Live { conn: conn.clone(), stop: stop.clone() });
@@ -89,7 +84,7 @@ impl Authorizer {
 }
 
 impl Permit {
-    /// Ends the connection when policy no longer allows it, or the pod's drain is over.
+    /// Ends the connection when policy no longer allows it, or the pod's connections are cut.
     pub fn stop(&self) -> &Stop {
         &self.stop
     }
@@ -156,8 +151,8 @@ policies: [{policies}]
         let store = Store::new();
         publish(&store, "", "");
         let authorizer = authorizer(&store);
-        let cut = CancellationToken::new();
-        tokio::spawn(Arc::clone(&authorizer).review(cut.clone()));
+        let cut = Stop::default();
+        tokio::spawn(Arc::clone(&authorizer).review(CancellationToken::new()));
         let bad = authorizer.authorize(ConnectionId(1), conn("bad"), &cut).expect("nothing forbids it yet");
         let good = authorizer.authorize(ConnectionId(2), conn("good"), &cut).expect("nothing forbids it");
         tokio::task::yield_now().await;
@@ -177,7 +172,7 @@ policies: [{policies}]
         let store = Store::new();
         publish(&store, "", "");
         let authorizer = authorizer(&store);
-        let cut = CancellationToken::new();
+        let cut = Stop::default();
         assert!(authorizer.authorize(ConnectionId(1), conn("good"), &cut).is_ok());
         store.publish(parse("mesh: {}").expect("a valid mesh").state);
         assert!(authorizer.authorize(ConnectionId(2), conn("good"), &cut).is_err());
@@ -188,7 +183,7 @@ policies: [{policies}]
         let store = Store::new();
         publish(&store, "", "shop/not-here");
         let authorizer = authorizer(&store);
-        let cut = CancellationToken::new();
+        let cut = Stop::default();
         let denied = authorizer.authorize(ConnectionId(1), conn("good"), &cut).err().expect("denied");
         assert!(denied.why.contains("not-here") || denied.policy.as_deref() == Some("shop/not-here"));
     }

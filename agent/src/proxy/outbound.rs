@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::capture::{self, Captured};
-use super::deliver::{self, Stop};
+use super::deliver;
 use super::dial::DialError;
 use super::end::End;
 use super::node::PodProxy;
@@ -91,7 +91,7 @@ async fn through_tunnel(
     let key = Key::new(pod.enrolled.pod.uid.clone(), way.next_hop, &way.expected);
     let opened =
         pod.pool.open(&key, &request, || connect(Arc::clone(pod), way.next_hop, Arc::clone(&way.expected)));
-    let stop = Stop::under(&pod.enrolled.cut);
+    let stop = pod.enrolled.cut.child();
     let tunnel = tokio::select! {
         opened = opened => match opened {
             Ok(tunnel) => tunnel,
@@ -143,7 +143,7 @@ async fn passed_on(pod: &PodProxy, stream: TcpStream, record: &Record, to: Socke
         Err(e) => return End::refused(stream, dial_cause(&e), e.to_string()),
     };
     record.established();
-    let stop = Stop::under(&pod.enrolled.cut);
+    let stop = pod.enrolled.cut.child();
     deliver::copy_tcp(stream, upstream, record.counts(), &stop).await.into()
 }
 

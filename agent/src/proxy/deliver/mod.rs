@@ -11,7 +11,7 @@ mod source;
 mod tcp;
 mod tunnelled;
 
-pub use outcome::{Outcome, Stop};
+pub use outcome::Outcome;
 pub use plain::copy_tcp;
 pub use tcp::reset;
 pub use tunnelled::copy;

@@ -12,9 +12,10 @@ use tokio::time::timeout;
 
 use super::LAST_WORDS;
 use super::backlog::Backlog;
-use super::outcome::{Outcome, Stop};
+use super::outcome::Outcome;
 use super::source::Source;
 use super::tcp::{arm_reset, send_fin, socket_error};
+use crate::lifecycle::Stop;
 use crate::model::Cause;
 use crate::telemetry::Counts;
 

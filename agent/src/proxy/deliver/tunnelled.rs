@@ -13,9 +13,10 @@ use tokio::time::timeout;
 
 use super::LAST_WORDS;
 use super::backlog::Backlog;
-use super::outcome::{Ends, Outcome, Stop};
+use super::outcome::{Ends, Outcome};
 use super::source::Source;
 use super::tcp::{arm_reset, send_fin, socket_error};
+use crate::lifecycle::Stop;
 use crate::model::{Cause, Direction};
 use crate::proxy::tunnel::{Reason, StreamError, TunnelStream};
 use crate::telemetry::Counts;

@@ -18,6 +18,7 @@ use super::{
     Baggage, Chunk, Connect, Lease, Reject, ServerSettings, Session, StreamError, Transport, TunnelStream,
     parse_request,
 };
+use crate::lifecycle::Stop;
 use crate::model::Cause;
 
 /// Serves one tunnel, whose TLS stands, to its end. Streams live in the tasks that `accept` starts for
@@ -35,7 +36,7 @@ pub async fn serve<T: Transport>(
             Ok(Err(e)) => return Ended::Failed(e),
             Err(_) => return Ended::NoPreface,
         },
-        () = drain.cut.cancelled() => return Ended::Cut,
+        cause = drain.cut.ended() => return Ended::Cut(cause),
     };
     let served = Served { connection, settings, session: Session::new(), accept };
     served.run(drain).await
@@ -58,13 +59,13 @@ impl<F: FnMut(Inbound) + Send> Accept for F {
     }
 }
 
-/// When to stop. The tokens of `lifecycle::Shutdown`, or of a pod's end.
+/// When to stop: a pod's end, or the process's.
 #[derive(Clone, Debug, Default)]
 pub struct Drain {
     /// Sends GOAWAY: no new streams, those that live go on.
     pub begin: CancellationToken,
-    /// Ends the tunnel and every stream in it, which say [`Cause::Drained`].
-    pub cut: CancellationToken,
+    /// Ends the tunnel and every stream in it, which say why.
+    pub cut: Stop,
 }
 
 /// How a tunnel came to its end.
@@ -74,8 +75,8 @@ pub enum Ended {
     Closed,
     #[error("drained: every stream ended by itself")]
     Drained,
-    #[error("cut at the drain deadline")]
-    Cut,
+    #[error("cut: {}", .0.as_str())]
+    Cut(Cause),
     #[error("the peer sent no HTTP/2 preface in time")]
     NoPreface,
     #[error("the peer did not answer a PING in time")]
@@ -144,12 +145,12 @@ impl<T: Transport, A: Accept> Served<'_, T, A> {
         let Some(ping) = self.connection.ping_pong() else { return Ended::Closed };
         let mut keepalive = Keepalive::new(ping, &self.settings.keepalive);
         let mut begin = pin!(drain.begin.cancelled());
-        let mut cut = pin!(drain.cut.cancelled());
+        let mut cut = pin!(drain.cut.ended());
         let mut draining = false;
         let mut said_goaway = false;
         let ended = poll_fn(|cx| {
-            if cut.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Ended::Cut);
+            if let Poll::Ready(cause) = cut.as_mut().poll(cx) {
+                return Poll::Ready(Ended::Cut(cause));
             }
             if !draining && begin.as_mut().poll(cx).is_ready() {
                 (draining, said_goaway) = (true, true);
@@ -178,7 +179,7 @@ impl<T: Transport, A: Accept> Served<'_, T, A> {
                     Ended::Closed
                 }
             }
-            Ended::Cut => self.abort(Cause::Drained, Ended::Cut).await,
+            Ended::Cut(cause) => self.abort(cause, ended).await,
             Ended::PingTimeout => self.abort(Cause::TunnelFailed, Ended::PingTimeout).await,
             other => other,
         }

@@ -339,13 +339,13 @@ async fn the_deadline_cuts_streams_with_their_cause() {
     let mut stream = server.requests.recv().await.unwrap().respond.accept(None).unwrap();
     let mut recv = response.await.unwrap().into_body();
     server.drain.begin.cancel();
-    server.drain.cut.cancel();
+    server.drain.cut.end(Cause::PodGone);
     let lost = next(&mut stream).await.unwrap_err();
-    assert!(matches!(lost, StreamError::Lost { cause: Cause::Drained, .. }), "{lost}");
+    assert!(matches!(lost, StreamError::Lost { cause: Cause::PodGone, .. }), "{lost}");
     let lost = poll_fn(|cx| stream.poll_reset(cx)).await.unwrap_err();
-    assert!(matches!(lost, StreamError::Lost { cause: Cause::Drained, .. }), "{lost}");
+    assert!(matches!(lost, StreamError::Lost { cause: Cause::PodGone, .. }), "{lost}");
     assert!(recv.data().await.unwrap().is_err(), "for the client it is no end in order");
-    assert!(matches!(server.ended.await.unwrap(), Ended::Cut));
+    assert!(matches!(server.ended.await.unwrap(), Ended::Cut(Cause::PodGone)));
 }
 
 #[tokio::test(start_paused = true)]

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::*;
 use super::world::*;
+use crate::lifecycle::Stop;
 use crate::model::{Cause, Direction};
 use crate::proxy::tunnel::testing::{eventually, pod};
 use crate::proxy::tunnel::*;
@@ -148,7 +149,7 @@ async fn single_bytes_for_a_slow_reader_do_not_end_the_tunnel() {
     let counts = Arc::new(Counts::default());
     let copying = tokio::spawn({
         let counts = Arc::clone(&counts);
-        let stop = Stop::under(&CancellationToken::new());
+        let stop = Stop::default();
         async move { copy(server_side, far, Direction::Inbound, &counts, &stop).await }
     });
     // More than the kernel's buffers take, and ten times `h2`'s budget for what it holds.
@@ -190,7 +191,7 @@ async fn streams_of_one_tunnel_do_not_mix() {
     let never = CancellationToken::new();
     let mut all = Vec::new();
     for (n, stream) in streams(&pool, &never, Drain::default(), 20).await.into_iter().enumerate() {
-        let (client, server, agents) = through(stream, &never).await;
+        let (client, server, agents) = through(stream, &Stop::default()).await;
         all.push(tokio::spawn(exchange_between(client, server, agents, 300_000 + n, 1_200_000 - n)));
     }
     for one in all {
@@ -205,7 +206,7 @@ async fn an_idle_copy_is_small() {
     let pool = Pool::new(pod("a"), ClientSettings::default());
     let (near, _far) = tunnel(&pool, &CancellationToken::new(), Drain::default()).await;
     let (_client, client_side) = tcp_pair().await;
-    let (counts, stop) = (Counts::default(), Stop::under(&CancellationToken::new()));
+    let (counts, stop) = (Counts::default(), Stop::default());
     let future = copy(client_side, near, Direction::Outbound, &counts, &stop);
     let size = std::mem::size_of_val(&future);
     assert!(size <= 1536, "the state of one copy is {size} bytes");

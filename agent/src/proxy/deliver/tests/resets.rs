@@ -134,7 +134,7 @@ async fn the_drain_deadline_resets_and_says_so() {
     assert_eq!(w.server.read(&mut [0]).await.unwrap(), 0);
     w.drain.begin.cancel();
     chat(&mut w.server, &mut w.client, "still here").await;
-    w.drain.cut.cancel();
+    w.drain.cut.end(Drained);
     assert_reset(&within("reset", read_all(&mut w.client)).await.1, "client");
     assert_eq!(w.causes().await, [TunnelFailed, Drained]);
 }
@@ -208,7 +208,7 @@ async fn how_a_peers_resets_are_read() {
         let (near, mut far) = tunnel(&pool, &Default::default(), Drain::default()).await;
         let (mut client, client_side) = tcp_pair().await;
         let copying = tokio::spawn(async move {
-            let stop = super::super::Stop::under(&Default::default());
+            let stop = crate::lifecycle::Stop::default();
             let counts = Default::default();
             super::super::copy(client_side, near, crate::model::Direction::Outbound, &counts, &stop).await
         });

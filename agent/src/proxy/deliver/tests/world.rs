@@ -13,6 +13,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 use tokio_util::sync::CancellationToken;
 
 use super::super::*;
+use crate::lifecycle::Stop;
 use crate::model::{Cause, Direction};
 use crate::proxy::tunnel::testing::{key, pod, request};
 use crate::proxy::tunnel::*;
@@ -74,7 +75,7 @@ impl World {
 async fn plain() -> (TcpStream, TcpStream, Vec<Agent>) {
     let (client, client_side) = tcp_pair().await;
     let (server, server_side) = tcp_pair().await;
-    let agent = Agent::start(&CancellationToken::new(), |counts, stop| async move {
+    let agent = Agent::start(&Stop::default(), |counts, stop| async move {
         copy_tcp(client_side, server_side, &counts, &stop).await
     });
     (client, server, vec![agent])
@@ -83,11 +84,11 @@ async fn plain() -> (TcpStream, TcpStream, Vec<Agent>) {
 /// A client and a server with `stream`'s two ends between them; `cut` cuts the server's agent.
 pub(super) async fn through(
     (near, far): (TunnelStream, TunnelStream),
-    cut: &CancellationToken,
+    cut: &Stop,
 ) -> (TcpStream, TcpStream, Vec<Agent>) {
     let (client, client_side) = tcp_pair().await;
     let (server, server_side) = tcp_pair().await;
-    let outbound = Agent::start(&CancellationToken::new(), |counts, stop| async move {
+    let outbound = Agent::start(&Stop::default(), |counts, stop| async move {
         copy(client_side, near, Direction::Outbound, &counts, &stop).await
     });
     let inbound = Agent::start(cut, |counts, stop| async move {
@@ -97,11 +98,11 @@ pub(super) async fn through(
 }
 
 impl Agent {
-    fn start<F>(cut: &CancellationToken, copy: impl FnOnce(Arc<Counts>, Stop) -> F) -> Self
+    fn start<F>(cut: &Stop, copy: impl FnOnce(Arc<Counts>, Stop) -> F) -> Self
     where
         F: Future<Output = Outcome> + Send + 'static,
     {
-        let (counts, stop) = (Arc::new(Counts::default()), Stop::under(cut));
+        let (counts, stop) = (Arc::new(Counts::default()), cut.child());
         let ended = tokio::spawn(copy(Arc::clone(&counts), stop.clone()));
         Self { ended, counts, stop }
     }
