@@ -121,6 +121,10 @@ async fn wait(tasks: &mut TaskGroup, shutdown: &Shutdown) {
     tokio::select! {
         () = shutdown.draining().cancelled() => {}
         ended = tasks.next() => {
+            // Told to stop, parts end too, and the first may be faster than we are.
+            if shutdown.draining().is_cancelled() {
+                return;
+            }
             let why = ended.map_or_else(|| "nothing is left to do".to_owned(), |e| e.to_string());
             tracing::error!("stopping because a part of the agent ended: {why}");
             shutdown.stop(&why);
@@ -287,3 +291,22 @@ fn raise_descriptor_limit() {
 
 /// For what should end at once when it is told to.
 const LAST: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_part_that_ends_because_of_the_stop_does_not_stop_a_second_time() {
+        for _ in 0..100 {
+            let shutdown = Shutdown::new(Duration::from_secs(3600));
+            let mut tasks = TaskGroup::new();
+            let draining = shutdown.draining().clone();
+            tasks.spawn("part", quiet(async move { draining.cancelled().await }));
+            shutdown.stop("test");
+            tokio::task::yield_now().await;
+            wait(&mut tasks, &shutdown).await;
+            assert!(!shutdown.cut().is_cancelled(), "live connections are cut without a deadline");
+        }
+    }
+}
