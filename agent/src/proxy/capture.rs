@@ -67,8 +67,10 @@ fn finish(
     record: Record,
     refusal: Option<(Cause, String)>,
 ) -> Result<Captured, Refused> {
+    // Refused here, later, or by the end of the process: an end in order without a byte could be taken
+    // for an empty answer.
+    let _ = socket::reset_on_close(stream.as_fd());
     if let Some((cause, why)) = refusal {
-        let _ = socket::reset_on_close(stream.as_fd());
         return Err(Refused { cause, why, record });
     }
     Ok(Captured { stream, client, destination, record })

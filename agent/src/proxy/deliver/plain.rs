@@ -14,7 +14,7 @@ use super::LAST_WORDS;
 use super::backlog::Backlog;
 use super::outcome::Outcome;
 use super::source::Source;
-use super::tcp::{arm_reset, send_fin, socket_error};
+use super::tcp::{arm_reset, disarm_reset, send_fin, socket_error};
 use crate::lifecycle::Stop;
 use crate::model::Cause;
 use crate::telemetry::Counts;
@@ -23,15 +23,16 @@ use crate::telemetry::Counts;
 ///
 /// Dropped before its end, it resets both.
 pub async fn copy_tcp(client: TcpStream, server: TcpStream, counts: &Counts, stop: &Stop) -> Outcome {
+    let ends = [&client, &server];
+    ends.into_iter().for_each(arm_reset);
     let mut relay = Relay {
         sent: Way::new(&client, &server, &counts.sent),
         received: Way::new(&server, &client, &counts.received),
-        in_order: false,
     };
     let stopped = relay.run(stop).await;
     match stopped {
         Stopped::InOrder => {
-            relay.in_order = true;
+            ends.into_iter().for_each(disarm_reset);
             Outcome::closed()
         }
         Stopped::Client(error) => {
@@ -49,7 +50,6 @@ pub async fn copy_tcp(client: TcpStream, server: TcpStream, counts: &Counts, sto
 struct Relay<'a> {
     sent: Way<'a>,
     received: Way<'a>,
-    in_order: bool,
 }
 
 enum Stopped {
@@ -92,15 +92,6 @@ impl Relay<'_> {
             Poll::Pending
         })
         .await
-    }
-}
-
-impl Drop for Relay<'_> {
-    fn drop(&mut self) {
-        if !self.in_order {
-            arm_reset(self.sent.from);
-            arm_reset(self.sent.to);
-        }
     }
 }
 

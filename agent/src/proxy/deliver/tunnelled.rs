@@ -15,7 +15,7 @@ use super::LAST_WORDS;
 use super::backlog::Backlog;
 use super::outcome::{Ends, Outcome};
 use super::source::Source;
-use super::tcp::{arm_reset, send_fin, socket_error};
+use super::tcp::{arm_reset, disarm_reset, send_fin, socket_error};
 use crate::lifecycle::Stop;
 use crate::model::{Cause, Direction};
 use crate::proxy::tunnel::{Reason, StreamError, TunnelStream};
@@ -37,6 +37,7 @@ pub async fn copy(
         Direction::Outbound => (&counts.sent, &counts.received),
         Direction::Inbound => (&counts.received, &counts.sent),
     };
+    arm_reset(&tcp);
     let mut relay = Relay {
         tcp: &tcp,
         stream,
@@ -214,6 +215,7 @@ impl Relay<'_> {
 
     fn close(mut self) -> Outcome {
         self.reset_reason = None;
+        disarm_reset(self.tcp);
         Outcome::closed()
     }
 
@@ -266,7 +268,6 @@ impl Drop for Relay<'_> {
     fn drop(&mut self) {
         if let Some(reason) = self.reset_reason {
             self.stream.reset(reason);
-            arm_reset(self.tcp);
         }
     }
 }
