@@ -16,7 +16,7 @@ use crate::config::{CapturePreference, Config};
 use crate::discovery::file::{FileOptions, FileSource, FileStatus};
 use crate::discovery::{Source, Store};
 use crate::lifecycle::{Readiness, Shutdown, Signals, TaskGroup};
-use crate::model::{Cause, NetnsCookie};
+use crate::model::NetnsCookie;
 use crate::pods::{self, Destinations, Table};
 use crate::proxy::tunnel::{ClientSettings, FlowSettings, KeepaliveSettings, ServerSettings};
 use crate::proxy::{self, Node};
@@ -68,7 +68,7 @@ async fn serve(config: Config, log: LogControl) -> anyhow::Result<()> {
     let node = node(&config, &kernel, &destinations, &telemetry, &store);
     let mut tasks = TaskGroup::new();
     tasks.spawn("mesh source", quiet(Box::new(source).run(store.clone(), draining.clone())));
-    tasks.spawn("connections", quiet(proxy::run(node, started, draining.clone())));
+    tasks.spawn(CONNECTIONS, quiet(proxy::run(node, started, shutdown.clone())));
     tasks.spawn("pods", {
         let stop = draining.clone();
         quiet(async move { manager.run(stop, move || pods_tried.done()).await })
@@ -106,7 +106,7 @@ async fn serve(config: Config, log: LogControl) -> anyhow::Result<()> {
 
     wait(&mut tasks, &shutdown).await;
     let _not_ready = readiness.guard("stopping");
-    drain(&table, &shutdown).await;
+    drain(&mut tasks).await;
     tasks.join(LAST).await;
     admin_stop.cancel();
     // Whoever still talks to the admin socket must not keep the agent.
@@ -132,12 +132,16 @@ async fn wait(tasks: &mut TaskGroup, shutdown: &Shutdown) {
     }
 }
 
-/// Lets every pod's connections end by themselves until the deadline, and tells their peers to go away.
-async fn drain(table: &ArcSwap<Table>, shutdown: &Shutdown) {
-    let pods: Vec<_> = table.load().values().filter_map(|s| s.enrolled().cloned()).collect();
-    let draining = pods.iter().map(|p| p.drain(shutdown.cut().cancelled(), Cause::Drained));
-    futures::future::join_all(draining).await;
+/// Until the last connection has ended, by itself or at the deadline.
+async fn drain(tasks: &mut TaskGroup) {
+    while let Some(ended) = tasks.next().await {
+        if ended.name == CONNECTIONS {
+            return;
+        }
+    }
 }
+
+const CONNECTIONS: &str = "connections";
 
 async fn load(config: &Config) -> anyhow::Result<Arc<dyn Kernel>> {
     let bpf = config.bpf.clone();

@@ -13,30 +13,43 @@ mod outbound;
 mod plaintext;
 pub mod tunnel;
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 pub use node::Node;
 
-use crate::pods::Started;
+use crate::lifecycle::Shutdown;
+use crate::model::Cause;
+use crate::pods::{EnrolledPod, Started};
 use authorize::Authorizer;
 use node::PodProxy;
 use tunnel::Pool;
 
-/// Serves every pod that is enrolled, until `stop`; live connections go on after that, in their pods'
-/// task trackers.
-pub async fn run(node: Arc<Node>, mut started: mpsc::UnboundedReceiver<Started>, stop: CancellationToken) {
+/// Serves every pod that is enrolled until the agent stops, then lets their connections end by themselves
+/// until the deadline, and tells their peers to go away.
+pub async fn run(node: Arc<Node>, mut started: mpsc::UnboundedReceiver<Started>, shutdown: Shutdown) {
+    // Not those of the table of pods: it is published later, and has one pod for each uid, while
+    // connections of a former one may live.
+    let mut served: Vec<Weak<EnrolledPod>> = Vec::new();
     loop {
         tokio::select! {
-            () = stop.cancelled() => return,
+            () = shutdown.draining().cancelled() => break,
             pod = started.recv() => match pod {
-                Some(pod) => serve_pod(&node, pod, &stop),
-                None => return,
+                Some(pod) => {
+                    served.retain(|p| p.strong_count() > 0);
+                    served.push(Arc::downgrade(&pod.pod));
+                    serve_pod(&node, pod, shutdown.draining());
+                }
+                None => break,
             },
         }
     }
+    shutdown.draining().cancelled().await;
+    let pods: Vec<_> = served.iter().filter_map(Weak::upgrade).collect();
+    let draining = pods.iter().map(|p| p.drain(shutdown.cut().cancelled(), Cause::Drained));
+    futures::future::join_all(draining).await;
 }
 
 fn serve_pod(node: &Arc<Node>, Started { pod: enrolled, listeners }: Started, stop: &CancellationToken) {
