@@ -67,7 +67,9 @@ async fn serve(config: Config, log: LogControl) -> anyhow::Result<()> {
     let draining = shutdown.draining();
     let node = node(&config, &kernel, &destinations, &telemetry, &store);
     let mut tasks = TaskGroup::new();
-    tasks.spawn("mesh source", quiet(Box::new(source).run(store.clone(), draining.clone())));
+    // Until the last connection is gone: what is forbidden meanwhile is cut.
+    let drained = CancellationToken::new();
+    tasks.spawn("mesh source", quiet(Box::new(source).run(store.clone(), drained.clone())));
     tasks.spawn(CONNECTIONS, quiet(proxy::run(node, started, shutdown.clone())));
     tasks.spawn("pods", {
         let stop = draining.clone();
@@ -107,6 +109,7 @@ async fn serve(config: Config, log: LogControl) -> anyhow::Result<()> {
     wait(&mut tasks, &shutdown).await;
     let _not_ready = readiness.guard("stopping");
     drain(&mut tasks).await;
+    drained.cancel();
     tasks.join(LAST).await;
     admin_stop.cancel();
     // Whoever still talks to the admin socket must not keep the agent.
