@@ -20,6 +20,8 @@ pub struct Settings {
     pub workers: u16,
     /// Where programs attach, relative to the cgroup v2 mount.
     pub cgroup: &'static str,
+    /// The section of that name, as YAML on one line.
+    pub tunnel: &'static str,
     /// How long a certificate is valid.
     pub certificate_lifetime: Duration,
 }
@@ -33,6 +35,7 @@ impl Default for Settings {
             access_log: true,
             workers: 0,
             cgroup: "",
+            tunnel: "{}",
             certificate_lifetime: Duration::from_secs(3600),
         }
     }
@@ -55,6 +58,7 @@ impl Settings {
         let _ = writeln!(t, "certificates:\n  embedded:");
         let _ = writeln!(t, "    rootCertificate: {dir}/{ROOT_CERTIFICATE}\n    rootKey: {dir}/{ROOT_KEY}");
         let _ = writeln!(t, "    lifetime: {}s", self.certificate_lifetime.as_secs());
+        let _ = writeln!(t, "tunnel: {}", self.tunnel);
         let _ = writeln!(t, "proxy:\n  workers: {}", self.workers);
         let _ = writeln!(t, "  drainDeadline: {}ms", self.drain_deadline.as_millis());
         let _ = writeln!(t, "telemetry:\n  log:\n    filter: {}", self.log);
