@@ -13,7 +13,7 @@ use super::deliver;
 use super::end::End;
 use super::node::PodProxy;
 use super::outbound::dial_cause;
-use super::tunnel::{self, Connect, Drain, Inbound, Reject, Respond, Target};
+use super::tunnel::{self, Carrier, Connect, Drain, Inbound, Reject, Respond, Target};
 use crate::discovery::Snapshot;
 use crate::model::{AppAddr, Cause, ClientAddr, Direction, OriginalDst, Service, SpiffeId, ports};
 use crate::policy::Conn;
@@ -68,12 +68,12 @@ impl tunnel::Accept for Requests<'_> {
 async fn handshake(
     pod: &PodProxy,
     stream: TcpStream,
-) -> Result<(tokio_rustls::server::TlsStream<TcpStream>, SpiffeId), (Cause, String)> {
+) -> Result<(tokio_rustls::server::TlsStream<Carrier<TcpStream>>, SpiffeId), (Cause, String)> {
     let identity =
         pod.enrolled.lease.current().ok_or_else(|| {
             (Cause::NoCertificate, "no valid certificate for this service account".to_owned())
         })?;
-    let accept = TlsAcceptor::from(identity.server_config()).accept(stream);
+    let accept = TlsAcceptor::from(identity.server_config()).accept(Carrier::new(stream));
     let tls = tokio::time::timeout(pod.node.handshake_timeout, accept)
         .await
         .map_err(|_| (Cause::TlsFailed, "the client did not finish the TLS handshake in time".to_owned()))?

@@ -12,7 +12,7 @@ use super::deliver;
 use super::dial::DialError;
 use super::end::End;
 use super::node::PodProxy;
-use super::tunnel::{self, Connect, Forwarded, Key, Target, TraceParent};
+use super::tunnel::{self, Carrier, Connect, Forwarded, Key, Target, TraceParent};
 use crate::discovery::{self, Route};
 use crate::model::{AppAddr, Cause, ClientAddr, Direction, NextHop, Service, SpiffeId, Workload};
 use crate::telemetry::{Party, Record};
@@ -112,7 +112,7 @@ async fn connect(
     pod: Arc<PodProxy>,
     to: NextHop,
     expected: Arc<[SpiffeId]>,
-) -> Result<tokio_rustls::client::TlsStream<TcpStream>, tunnel::DialError> {
+) -> Result<tokio_rustls::client::TlsStream<Carrier<TcpStream>>, tunnel::DialError> {
     let identity = pod.enrolled.lease.current().ok_or_else(|| {
         tunnel::DialError::new(Cause::NoCertificate, "no valid certificate for this service account")
     })?;
@@ -124,7 +124,7 @@ async fn connect(
         .map_err(|e| tunnel::DialError::new(Cause::PeerUnreachable, e.to_string()))?;
     // SNI is off; rustls asks for a name all the same, and the verifier does not look at it.
     let name = rustls_pki_types::ServerName::from(to.ip());
-    let handshake = TlsConnector::from(config).connect(name, tcp);
+    let handshake = TlsConnector::from(config).connect(name, Carrier::new(tcp));
     match tokio::time::timeout(pod.node.handshake_timeout, handshake).await {
         Ok(Ok(tls)) => Ok(tls),
         Ok(Err(e)) => {

@@ -9,6 +9,7 @@
 //! what we send. ztunnel sends END_STREAM instead and takes NO_ERROR and CANCEL for an end in order; any
 //! other reason, so ours too, makes it close its application's connection with an error.
 
+mod carrier;
 mod context;
 mod error;
 mod keepalive;
@@ -19,6 +20,7 @@ mod session;
 mod settings;
 mod stream;
 
+pub use carrier::Carrier;
 pub use context::{Baggage, BaggageFields, Forwarded, TraceParent, Unreadable};
 pub use error::{DialError, StreamError, TunnelError};
 pub use h2::Reason;
