@@ -19,8 +19,8 @@ use tally::Tally;
 
 /// Run every test: units, node stories, the demo, virtual machines, fuzzing.
 ///
-/// What cannot run here (node stories without root, say) is skipped with its reason and counted. With
-/// --require-root, and when the variable CI is set, a skip is a failure.
+/// What cannot run here (node stories without root, or without what builds kernel programs) is skipped
+/// with its reason and counted. With --require-root, and when the variable CI is set, a skip is a failure.
 #[derive(Args)]
 pub(crate) struct Test {
     /// Fail if anything is skipped.
@@ -50,6 +50,16 @@ enum Lane {
 
 impl Lane {
     const ALL: [Lane; 5] = [Lane::Units, Lane::Stories, Lane::Demo, Lane::Vm, Lane::Fuzz];
+
+    /// Its name, if it runs agents that capture.
+    fn of_nodes(self) -> Option<&'static str> {
+        match self {
+            Lane::Units | Lane::Fuzz => None,
+            Lane::Stories => Some("stories"),
+            Lane::Demo => Some("demo"),
+            Lane::Vm => Some("virtual machines"),
+        }
+    }
 }
 
 impl Test {
@@ -58,11 +68,23 @@ impl Test {
         let wanted = |lane| self.only.is_empty() || self.only.contains(&lane);
         let mut report = Report::default();
 
-        report.time("tools", setup::test_tools)?;
-        report.time("kernel programs", || build_ebpf::ensure().map(drop))?;
+        // A node is made with the one and captures with the other.
+        let no_nodes = report.need("tools", setup::test_tools).or(report.need("bytecode's tools", bytecode));
+        if no_nodes.is_none() {
+            report.time("kernel programs", || build_ebpf::ensure().map(drop))?;
+        }
         report.time("binaries", || binaries(Profile::Dev, &[]))?;
         let programs = report.time("test programs", programs::build)?;
         for lane in Lane::ALL.into_iter().filter(|lane| wanted(*lane)) {
+            if let (Some(why), Some(name)) = (&no_nodes, lane.of_nodes()) {
+                report.add(name, || {
+                    must.tallied(|tally| {
+                        tally.skip(why);
+                        Ok(())
+                    })
+                });
+                continue;
+            }
             match lane {
                 Lane::Units => {
                     report.add("units", || must.tallied(|t| programs::units(&programs, must, t)));
@@ -107,6 +129,10 @@ impl Must {
         }
         (tally, result)
     }
+}
+
+fn bytecode() -> Result<()> {
+    setup::bytecode().map(drop)
 }
 
 fn run_demo(tally: &mut Tally) -> Result<()> {
@@ -154,6 +180,14 @@ impl Report {
         let result = process::step(name, work);
         self.push(name, started.elapsed(), Tally::default(), None);
         result
+    }
+
+    /// Tools without which some lanes are skipped; the reason, where they are missing.
+    fn need(&mut self, name: &str, find: fn() -> Result<()>) -> Option<String> {
+        let started = Instant::now();
+        let missing = process::step(name, find).err().map(|why| format!("{why:#}"));
+        self.push(name, started.elapsed(), Tally::default(), None);
+        missing
     }
 
     /// A lane: the others run whether it passes or not.
