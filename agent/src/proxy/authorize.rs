@@ -9,14 +9,16 @@ use tokio_util::sync::CancellationToken;
 
 use crate::discovery::Snapshot;
 use crate::lifecycle::Stop;
-use crate::model::{Cause, ConnectionId, LocalPod};
-use crate::policy::{Conn, Verdict};
+use crate::model::{Cause, ConnectionId, LocalPod, Workload};
+use crate::policy::{Compiled, Conn, Subject, Verdict};
 
 /// Judges connections to one pod.
 pub struct Authorizer {
     pod: Arc<LocalPod>,
     snapshots: watch::Receiver<Arc<Snapshot>>,
     live: Mutex<HashMap<ConnectionId, Live>>,
+    /// What the pod was when it was last of the mesh.
+    last: Mutex<Option<Arc<Workload>>>,
 }
 
 struct Live {
@@ -41,7 +43,8 @@ pub struct Denied {
 
 impl Authorizer {
     pub fn new(pod: Arc<LocalPod>, snapshots: watch::Receiver<Arc<Snapshot>>) -> Arc<Self> {
-        Arc::new(Self { pod, snapshots, live: Mutex::default() })
+        let last = Mutex::new(snapshots.borrow().workload_of(&pod).cloned());
+        Arc::new(Self { pod, snapshots, live: Mutex::default(), last })
     }
 
     pub fn authorize(self: &Arc<Self>, id: ConnectionId, conn: Conn, cut: &Stop) -> Result<Permit, Denied> {
@@ -62,8 +65,9 @@ impl Authorizer {
                 () = stop.cancelled() => return,
                 changed = snapshots.changed() => if changed.is_err() { return },
             }
+            let policy = self.standing();
             for live in self.live().values() {
-                if self.judge(&live.conn).is_err() {
+                if !policy.evaluate(&live.conn).is_allow() {
                     live.stop.end(Cause::PolicyRevoked);
                 }
             }
@@ -76,6 +80,21 @@ impl Authorizer {
             Verdict::Allow { by } => Ok(by),
             Verdict::Deny { by, why } => Err(Denied { policy: by, why: why.to_string() }),
         }
+    }
+
+    /// What live connections are judged by. A pod that leaves the mesh, or is described otherwise from now
+    /// on, keeps those that the present policies allow to what it was: its drain ends them.
+    fn standing(&self) -> Arc<Compiled> {
+        let snapshot = Arc::clone(&self.snapshots.borrow());
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(workload) = snapshot.workload_of(&self.pod) {
+            *last = Some(Arc::clone(workload));
+        } else if snapshot.local_pod(&self.pod.uid).is_none_or(|now| *now != self.pod)
+            && let Some(last) = &*last
+        {
+            return Arc::new(snapshot.policies().compile(&Subject::from(&**last)));
+        }
+        snapshot.inbound_policy(&self.pod)
     }
 
     fn live(&self) -> MutexGuard<'_, HashMap<ConnectionId, Live>> {
@@ -176,6 +195,30 @@ policies: [{policies}]
         assert!(authorizer.authorize(ConnectionId(1), conn("good"), &cut).is_ok());
         store.publish(parse("mesh: {}").expect("a valid mesh").state);
         assert!(authorizer.authorize(ConnectionId(2), conn("good"), &cut).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_pod_that_leaves_keeps_what_the_present_policies_allow_to_what_it_was() {
+        let store = Store::new();
+        publish(&store, "", "");
+        let authorizer = authorizer(&store);
+        let cut = CancellationToken::new();
+        let bad = authorizer.authorize(ConnectionId(1), conn("bad"), &cut).expect("nothing forbids it yet");
+        let good = authorizer.authorize(ConnectionId(2), conn("good"), &cut).expect("nothing forbids it");
+        tokio::spawn(Arc::clone(&authorizer).review(cut.clone()));
+        tokio::task::yield_now().await;
+
+        store.publish(parse("mesh: {}").expect("a valid mesh").state);
+        tokio::task::yield_now().await;
+        for kept in [&bad, &good] {
+            assert!(futures::poll!(std::pin::pin!(kept.stop().ended())).is_pending());
+        }
+        assert!(authorizer.authorize(ConnectionId(3), conn("good"), &cut).is_err());
+
+        let forbidden = format!("mesh: {{}}\npolicies: [{DENY_BAD}]");
+        store.publish(parse(&forbidden).expect("a valid mesh").state);
+        assert_eq!(bad.stop().ended().await, Cause::PolicyRevoked);
+        assert!(futures::poll!(std::pin::pin!(good.stop().ended())).is_pending());
     }
 
     #[tokio::test]
