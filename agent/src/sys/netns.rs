@@ -1,9 +1,9 @@
 //! Network namespaces: open one by path, work in it for a moment, know it by its cookie.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -27,7 +27,9 @@ impl Netns {
     /// # Errors
     /// When the path cannot be opened, or is not a network namespace.
     pub fn open(path: &Path) -> Result<Self, SysError> {
-        let file = File::open(path).named("open", || path.display().to_string())?;
+        // A pipe, which is what an operator's mistake may name, would wait for its writer.
+        let open = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+        let file = open.named("open", || path.display().to_string())?;
         let inode = file.metadata().named("fstat", || path.display().to_string())?.ino();
         let cookie = within(file.as_fd(), path, own_cookie)??;
         Ok(Self { file, path: path.into(), inode, cookie })
