@@ -272,7 +272,7 @@ async fn prune(telemetry: Telemetry) {
 }
 
 fn pod_of(table: &Table, cookie: NetnsCookie) -> Option<&Arc<pods::EnrolledPod>> {
-    table.values().filter_map(pods::PodState::enrolled).find(|p| p.netns.cookie() == cookie)
+    table.iter().filter_map(pods::PodState::enrolled).find(|p| p.netns.cookie() == cookie)
 }
 
 async fn quiet(task: impl Future<Output = ()>) -> Result<(), std::convert::Infallible> {

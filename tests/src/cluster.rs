@@ -69,18 +69,14 @@ impl Cluster {
 
     /// Gives both agents another mesh and waits until they hold it.
     pub fn apply(&mut self, mesh: Mesh) -> Result<()> {
-        let before = [revision(&self.n1)?, revision(&self.n2)?];
+        self.apply_edited(mesh, |text| text)
+    }
+
+    /// As [`Cluster::apply`], with a last word on the files' text: for what a [`Mesh`] cannot say.
+    pub fn apply_edited(&mut self, mesh: Mesh, edit: impl Fn(String) -> String) -> Result<()> {
         self.mesh = mesh;
-        for (agent, before) in self.agents().into_iter().zip(before) {
-            let node = agent.node().name.clone();
-            let text = self.mesh.text_for(&self.topology, &node);
-            if std::fs::read_to_string(agent.mesh_file()).is_ok_and(|now| now == text) {
-                continue;
-            }
-            agent.write_mesh(&text)?;
-            let newer = || revision(agent).is_ok_and(|now| now > before);
-            wait::until_true(wait::PATIENCE, &format!("{node} took the edited mesh file"), newer)
-                .with_context(|| agent.tail())?;
+        for agent in self.agents() {
+            give(agent, &edit(self.mesh.text_for(&self.topology, &agent.node().name)))?;
         }
         Ok(())
     }
@@ -95,6 +91,18 @@ impl Cluster {
     pub fn diagnose(&self) -> String {
         format!("{}\n{}", self.n1.tail(), self.n2.tail())
     }
+}
+
+/// Gives one agent a mesh file and waits until it holds it.
+pub fn give(agent: &Agent, text: &str) -> Result<()> {
+    if std::fs::read_to_string(agent.mesh_file()).is_ok_and(|now| now == text) {
+        return Ok(());
+    }
+    let before = revision(agent)?;
+    agent.write_mesh(text)?;
+    let newer = || revision(agent).is_ok_and(|now| now > before);
+    wait::until_true(wait::PATIENCE, &format!("{} took the edited mesh file", agent.node().name), newer)
+        .with_context(|| agent.tail())
 }
 
 /// Which revision of the mesh the agent holds.

@@ -24,6 +24,7 @@ pub mod settings;
 pub mod stories;
 pub mod sweep;
 pub mod topology;
+pub mod traces;
 pub mod wait;
 pub mod work;
 

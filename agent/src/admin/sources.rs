@@ -107,7 +107,7 @@ impl Sources {
         let mut views: Vec<_> = self
             .pods
             .load()
-            .values()
+            .iter()
             .map(|state| {
                 let mut view = pod_view(state, &snapshot, rows.as_ref());
                 view.connections = connections.get(&view.uid).copied().unwrap_or_default();
@@ -153,9 +153,9 @@ fn decided(pod: &LocalPod, state: PodStateView, snapshot: &Snapshot) -> PodView 
     }
 }
 
-fn count(pods: &Table) -> PodCounts {
+fn count(pods: &[PodState]) -> PodCounts {
     let mut counts = PodCounts::default();
-    for state in pods.values() {
+    for state in pods {
         *match state {
             PodState::Enrolled(_) => &mut counts.enrolled,
             PodState::Refused { .. } => &mut counts.refused,
@@ -166,13 +166,13 @@ fn count(pods: &Table) -> PodCounts {
 }
 
 /// Compares what the agent believes with what the kernel has.
-fn audit(pods: &Table, rows: Result<BTreeSet<NetnsCookie>, String>) -> Vec<String> {
+fn audit(pods: &[PodState], rows: Result<BTreeSet<NetnsCookie>, String>) -> Vec<String> {
     let mut rows = match rows {
         Ok(rows) => rows,
         Err(why) => return vec![format!("the kernel's maps cannot be read: {why}")],
     };
     let mut findings = Vec::new();
-    for state in pods.values() {
+    for state in pods {
         match state {
             PodState::Enrolled(pod) if !rows.remove(&pod.netns.cookie()) => {
                 findings.push(format!("pod {}/{} has no row in the kernel", pod.pod.namespace, pod.pod.name));

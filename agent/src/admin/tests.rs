@@ -71,7 +71,7 @@ async fn agent() -> Agent {
         shutdown: Shutdown::new(Duration::from_secs(1)),
         log: process::detached("info"),
         store,
-        pods: Arc::new(ArcSwap::from_pointee(Table::from([(pod().uid, refused)]))),
+        pods: Arc::new(ArcSwap::from_pointee(Table::from([refused]))),
         kernel: kernel.clone(),
         certificates: Box::new(|| vec![certificate()]),
         mesh: Box::new(|| views::SourceView {

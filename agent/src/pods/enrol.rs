@@ -10,14 +10,14 @@ use tokio_util::task::TaskTracker;
 
 use super::destinations::Destinations;
 use super::enrolled::{self, EnrolledPod};
-use super::listeners::{ListenError, Listeners};
+use super::listeners::{Accepting, ListenError, Listeners};
 use super::manager::Started;
-use super::plumbing::{self, Numbers, Wanted};
+use super::plumbing::{self, Numbers, Plumbed, Wanted};
 use crate::bpf::{BpfError, Kernel};
 use crate::certs::{self, CertError};
 use crate::discovery::Snapshot;
 use crate::lifecycle::Stop;
-use crate::model::LocalPod;
+use crate::model::{LocalPod, NetnsCookie};
 use crate::sys::SysError;
 use crate::sys::netns::Netns;
 use crate::telemetry::Telemetry;
@@ -56,10 +56,13 @@ pub enum EnrolError {
     Kernel(#[from] BpfError),
 }
 
+/// Where it fails, a namespace is as it was: closed if it was enrolled before, under another description,
+/// and untouched if it was not. `in_use` says in which ones connections of before still live.
 pub(super) async fn enrol(
     setting: &Setting,
     pod: Arc<LocalPod>,
     snapshot: &Snapshot,
+    in_use: impl Fn(NetnsCookie) -> bool,
 ) -> Result<Started, EnrolError> {
     let netns = Netns::open(&pod.netns).map_err(EnrolError::Namespace)?;
     let addresses = check_owner(&netns, &pod)?;
@@ -71,21 +74,15 @@ pub(super) async fn enrol(
         .map_err(|_| EnrolError::CertificateLate { identity: identity(), after: setting.certificate_wait })?
         .map_err(|source| EnrolError::Certificate { identity: identity(), source: Box::new(source) })?;
 
-    let plumbed = plumbing::install(&netns, &pod.addresses, setting.wanted, setting.numbers)
-        .map_err(EnrolError::Plumbing)?;
-    let listeners = Listeners::open(&netns, &*setting.kernel)?;
     let cookie = netns.cookie();
-    let told = setting
-        .kernel
-        .enrol(&enrolled::row(&netns, &addresses, plumbed.capture))
-        .and_then(|()| setting.kernel.set_listeners(cookie, &listeners.as_kernel()))
-        .and_then(|()| setting.kernel.set_inbound(cookie, &snapshot.inbound_policy(&pod).kernel_plan()));
-    if let Err(e) = told {
-        // Half enrolled would be refused everything for good.
-        let _ = setting.kernel.unenrol(cookie);
-        return Err(e.into());
-    }
-    let listeners = listeners.accepting()?;
+    let fresh = !in_use(cookie) && !setting.kernel.enrolled()?.contains(&cookie);
+    let (plumbed, listeners) = open(setting, &pod, &netns, &addresses, snapshot).inspect_err(|_| {
+        if fresh {
+            // It is the first failure that is told, and a later try repairs what this one leaves.
+            let _ = setting.kernel.unenrol(cookie);
+            let _ = plumbing::remove(&netns, setting.numbers);
+        }
+    })?;
     let pod = EnrolledPod {
         pod,
         netns,
@@ -99,6 +96,24 @@ pub(super) async fn enrol(
         cut: Stop::default(),
     };
     Ok(Started { pod: Arc::new(pod), listeners })
+}
+
+/// All that is done to the namespace and told to the kernel.
+fn open(
+    setting: &Setting,
+    pod: &LocalPod,
+    netns: &Netns,
+    addresses: &[IpAddr],
+    snapshot: &Snapshot,
+) -> Result<(Plumbed, Accepting), EnrolError> {
+    let plumbed = plumbing::install(netns, &pod.addresses, setting.wanted, setting.numbers)
+        .map_err(EnrolError::Plumbing)?;
+    let listeners = Listeners::open(netns, &*setting.kernel)?;
+    let (kernel, cookie) = (&*setting.kernel, netns.cookie());
+    kernel.enrol(&enrolled::row(netns, addresses, plumbed.capture))?;
+    kernel.set_listeners(cookie, &listeners.as_kernel())?;
+    kernel.set_inbound(cookie, &snapshot.inbound_policy(pod).kernel_plan())?;
+    Ok((plumbed, listeners.accepting()?))
 }
 
 /// The addresses of the namespace, after checking that it is a pod's and this pod's.

@@ -1,25 +1,25 @@
 //! Keeps the set of enrolled pods equal to the set that the snapshot wishes for.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::enrol::{self, EnrolError, Setting};
 use super::enrolled::EnrolledPod;
 use super::listeners::Accepting;
 use super::{find, plumbing};
-use crate::bpf;
 use crate::discovery::Snapshot;
 use crate::model::{Cause, LocalPod, NetnsCookie, PodUid};
 use crate::sys::netns::Netns;
 
-/// What the rest of the agent sees of it.
-pub type Table = BTreeMap<PodUid, PodState>;
+/// What the rest of the agent sees of it. A pod that was enrolled anew is there twice while connections
+/// of before are ending.
+pub type Table = Vec<PodState>;
 
 /// A local pod and how far its enrolment is.
 #[derive(Clone, Debug)]
@@ -30,7 +30,7 @@ pub enum PodState {
         pod: Arc<LocalPod>,
         why: String,
     },
-    /// Taken out of the snapshot; its live connections are ending.
+    /// Taken out of the snapshot, or described otherwise by now; its live connections are ending.
     Leaving(Arc<EnrolledPod>),
 }
 
@@ -57,7 +57,9 @@ pub struct Manager {
     table: Arc<ArcSwap<Table>>,
     started: mpsc::UnboundedSender<Started>,
     known: HashMap<PodUid, Known>,
-    leaving: JoinSet<PodUid>,
+    /// Those whose connections are ending, and the tasks that wait for it.
+    leavers: Vec<Arc<EnrolledPod>>,
+    leaving: JoinSet<Arc<EnrolledPod>>,
 }
 
 enum Known {
@@ -78,6 +80,7 @@ impl Manager {
             table: Arc::clone(&table),
             started,
             known: HashMap::new(),
+            leavers: Vec::new(),
             leaving: JoinSet::new(),
         };
         (manager, table, receiver)
@@ -87,7 +90,7 @@ impl Manager {
     /// source has spoken nobody is let go: what a former agent enrolled stays closed.
     ///
     /// Stopping enrols nobody out: the kernel goes on refusing captured connections until an agent is
-    /// back.
+    /// back. Only those that were leaving already are seen off.
     pub async fn run(mut self, stop: CancellationToken, first: impl FnOnce() + Send) {
         let synced = tokio::select! {
             () = stop.cancelled() => return,
@@ -97,22 +100,25 @@ impl Manager {
             return;
         }
         self.sync().await;
-        self.forget_strangers();
+        self.forget_strangers(&HashSet::new());
         first();
         let mut audit = tokio::time::interval(AUDIT);
         audit.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => break,
                 changed = self.snapshots.changed() => {
                     if changed.is_err() {
-                        return;
+                        break;
                     }
                     self.sync().await;
                 }
                 _ = audit.tick() => self.audit().await,
-                Some(_) = self.leaving.join_next() => self.publish(),
+                Some(left) = self.leaving.join_next() => self.left(left),
             }
+        }
+        while let Some(left) = self.leaving.join_next().await {
+            self.left(left);
         }
     }
 
@@ -128,9 +134,7 @@ impl Manager {
             .filter(|(uid, known)| wanted.get(*uid).is_none_or(|w| !known.is_same(w)))
             .map(|(uid, _)| uid.clone())
             .collect();
-        for uid in gone {
-            self.let_go(&uid, wanted.get(&uid).map(|w| &**w)).await;
-        }
+        self.let_go(&gone, wanted.values()).await;
         self.publish_destinations(&snapshot);
         for (uid, pod) in wanted {
             match self.known.get(&uid) {
@@ -142,13 +146,10 @@ impl Manager {
     }
 
     async fn enrol(&mut self, uid: PodUid, pod: Arc<LocalPod>, snapshot: &Snapshot) {
-        let known = match enrol::enrol(&self.setting, Arc::clone(&pod), snapshot).await {
-            Ok(started) => {
+        let known = match self.try_enrol(&pod, snapshot).await {
+            Ok(enrolled) => {
                 tracing::info!(uid = %uid, pod = %pod.name, namespace = %pod.namespace,
-                    identity = %pod.identity, capture = ?started.pod.capture, "pod enrolled");
-                let enrolled = Arc::clone(&started.pod);
-                // Nobody receives only while the agent is stopping.
-                let _ = self.started.send(started);
+                    identity = %pod.identity, capture = ?enrolled.capture, "pod enrolled");
                 Known::Enrolled(enrolled)
             }
             Err(e) => {
@@ -160,66 +161,87 @@ impl Manager {
         self.known.insert(uid, known);
     }
 
-    /// Takes a pod out of the kernel at once, and lets its live connections end by themselves. One that
-    /// `comes_back` in the same namespace stays closed meanwhile: between two descriptions, or if the
-    /// new one cannot be enrolled, nothing of it may pass in plaintext.
-    async fn let_go(&mut self, uid: &PodUid, comes_back: Option<&LocalPod>) {
-        let enrolled = match self.known.remove(uid) {
-            Some(Known::Enrolled(enrolled)) => enrolled,
-            Some(Known::Refused { pod, .. }) => {
-                if comes_back.is_none_or(|w| w.netns != pod.netns) {
-                    self.open_up(&pod);
-                }
-                return;
-            }
-            None => return,
-        };
-        let cookie = enrolled.netns.cookie();
-        let stays = comes_back.is_some_and(|w| w.netns == enrolled.pod.netns) && !enrolled.netns.is_stale();
-        let told = if stays {
-            self.setting.kernel.set_listeners(cookie, &bpf::Listeners::default())
-        } else {
-            self.setting.kernel.unenrol(cookie)
-        };
-        if let Err(e) = told {
-            tracing::error!(uid = %uid, error = %e, "cannot take the pod out of the kernel's maps");
+    async fn try_enrol(
+        &self,
+        pod: &Arc<LocalPod>,
+        snapshot: &Snapshot,
+    ) -> Result<Arc<EnrolledPod>, EnrolError> {
+        let in_use = |cookie| self.leavers.iter().any(|p| p.netns.cookie() == cookie);
+        let started = enrol::enrol(&self.setting, Arc::clone(pod), snapshot, in_use).await?;
+        let enrolled = Arc::clone(&started.pod);
+        // Nobody receives only while the agent is stopping.
+        let _ = self.started.send(started);
+        Ok(enrolled)
+    }
+
+    /// Takes pods out of the kernel at once, and lets their live connections end by themselves.
+    ///
+    /// A namespace in which one of `wanted` lives is to be enrolled again, under another description: it
+    /// stays closed until then, and for as long as that fails.
+    async fn let_go(&mut self, uids: &[PodUid], wanted: impl Iterator<Item = &Arc<LocalPod>>) {
+        if uids.is_empty() {
+            return;
         }
-        tracing::info!(uid = %uid, pod = %enrolled.pod.name, namespace = %enrolled.pod.namespace,
-            "pod is leaving the mesh");
-        let uid = uid.clone();
-        let setting = Arc::clone(&self.setting);
-        let table = Arc::clone(&self.table);
-        insert(&table, uid.clone(), PodState::Leaving(Arc::clone(&enrolled)));
-        enrolled.close_listeners().await;
-        self.leaving.spawn(async move {
-            enrolled.drain(tokio::time::sleep(setting.drain), Cause::PodGone).await;
-            // Live connections needed the rule until now. The same namespace may have been enrolled
-            // again meanwhile, under another uid or with other addresses.
-            let again = setting.kernel.enrolled().is_ok_and(|all| all.contains(&cookie));
-            if !again && let Err(e) = plumbing::remove(&enrolled.netns, setting.numbers) {
-                tracing::debug!(uid = %uid, error = %e, "the namespace keeps its rule");
+        let wanted: HashSet<NetnsCookie> =
+            wanted.filter_map(|p| Netns::open(&p.netns).ok()).map(|n| n.cookie()).collect();
+        let mut some_were_refused = false;
+        for uid in uids {
+            match self.known.remove(uid) {
+                Some(Known::Enrolled(pod)) => self.leave(pod, &wanted).await,
+                Some(Known::Refused { .. }) => some_were_refused = true,
+                None => {}
             }
-            remove_if_leaving(&table, &uid);
-            setting.telemetry.forget_pod(&enrolled.pod.namespace, &enrolled.pod.name);
-            uid
+        }
+        if some_were_refused {
+            self.forget_strangers(&wanted);
+        }
+    }
+
+    async fn leave(&mut self, pod: Arc<EnrolledPod>, wanted: &HashSet<NetnsCookie>) {
+        let (uid, cookie) = (&pod.pod.uid, pod.netns.cookie());
+        if wanted.contains(&cookie) {
+            tracing::info!(%uid, pod = %pod.pod.name, namespace = %pod.pod.namespace,
+                "pod is to be enrolled anew; its new connections are refused until then");
+        } else {
+            if let Err(e) = self.setting.kernel.unenrol(cookie) {
+                tracing::error!(%uid, error = %e, "cannot take the pod out of the kernel's maps");
+            }
+            tracing::info!(%uid, pod = %pod.pod.name, namespace = %pod.pod.namespace,
+                "pod is leaving the mesh");
+        }
+        self.leavers.push(Arc::clone(&pod));
+        self.publish();
+        pod.close_listeners().await;
+        let drain = self.setting.drain;
+        self.leaving.spawn(async move {
+            pod.drain(tokio::time::sleep(drain), Cause::PodGone).await;
+            pod
         });
     }
 
-    /// Lets go of the namespace of a pod that was never enrolled, or not again: an agent before us, or
-    /// its former description, may have left it closed.
-    fn open_up(&self, pod: &LocalPod) {
-        let Ok(netns) = Netns::open(&pod.netns) else { return };
+    /// The last connection of a pod that was leaving has ended; until then they needed its rule.
+    fn left(&mut self, left: Result<Arc<EnrolledPod>, JoinError>) {
+        let Ok(pod) = left else { return };
+        self.leavers.retain(|p| !Arc::ptr_eq(p, &pod));
+        self.restore(&pod.netns);
+        let back =
+            |known: &Known| known.pod().name == pod.pod.name && known.pod().namespace == pod.pod.namespace;
+        if !self.known.values().any(back) {
+            self.setting.telemetry.forget_pod(&pod.pod.namespace, &pod.pod.name);
+        }
+        self.publish();
+    }
+
+    /// Takes back what a namespace was given, unless somebody in it is of the mesh, or is just leaving.
+    fn restore(&self, netns: &Netns) {
         let cookie = netns.cookie();
-        let closed = self.setting.kernel.enrolled().is_ok_and(|all| all.contains(&cookie));
-        let of_another = self.known.values().any(|k| k.cookie() == Some(cookie));
-        if !closed || of_another {
-            return;
-        }
-        if let Err(e) = self.setting.kernel.unenrol(cookie) {
-            tracing::error!(uid = %pod.uid, error = %e, "cannot take the pod out of the kernel's maps");
-        }
-        if let Err(e) = plumbing::remove(&netns, self.setting.numbers) {
-            tracing::debug!(uid = %pod.uid, error = %e, "the namespace keeps its rule");
+        let leaving = self.leavers.iter().any(|p| p.netns.cookie() == cookie);
+        let enrolled = self.setting.kernel.enrolled().is_ok_and(|all| all.contains(&cookie));
+        if !leaving
+            && !enrolled
+            && let Err(e) = plumbing::remove(netns, self.setting.numbers)
+        {
+            tracing::warn!(netns = %netns.path().display(), error = %e, "the namespace keeps its rule");
         }
     }
 
@@ -248,7 +270,7 @@ impl Manager {
                 continue;
             }
             let whole = plumbing::is_whole(&p.netns, &p.pod.addresses, self.setting.numbers);
-            if !whole.unwrap_or(false) && p.capture == bpf::CaptureMode::Mark {
+            if !whole.unwrap_or(false) && p.capture == crate::bpf::CaptureMode::Mark {
                 let repaired =
                     plumbing::install(&p.netns, &p.pod.addresses, self.setting.wanted, self.setting.numbers);
                 tracing::warn!(uid = %uid, repaired = repaired.is_ok(),
@@ -260,7 +282,7 @@ impl Manager {
             if let Some(Known::Enrolled(p)) = self.known.get(&uid) {
                 p.cut.end(Cause::PodGone);
             }
-            self.let_go(&uid, None).await;
+            self.let_go(&[uid], std::iter::empty()).await;
         }
         let snapshot = Arc::clone(&self.snapshots.borrow());
         let again: Vec<Arc<LocalPod>> = snapshot
@@ -273,11 +295,10 @@ impl Manager {
                 Some(Known::Refused { why, .. }) => Some(why.clone()),
                 _ => None,
             };
-            match enrol::enrol(&self.setting, Arc::clone(&pod), &snapshot).await {
-                Ok(started) => {
+            match self.try_enrol(&pod, &snapshot).await {
+                Ok(enrolled) => {
                     tracing::info!(uid = %pod.uid, pod = %pod.name, "pod enrolled at a later try");
-                    self.known.insert(pod.uid.clone(), Known::Enrolled(Arc::clone(&started.pod)));
-                    let _ = self.started.send(started);
+                    self.known.insert(pod.uid.clone(), Known::Enrolled(enrolled));
                 }
                 Err(e) => self.note_refusal(pod, e, before.as_deref()),
             }
@@ -294,66 +315,56 @@ impl Manager {
         self.known.insert(pod.uid.clone(), Known::Refused { pod, why });
     }
 
-    /// Namespaces that a former agent enrolled and that are no pod of ours any more.
-    fn forget_strangers(&self) {
-        let ours: HashSet<NetnsCookie> = self.known.values().filter_map(Known::cookie).collect();
+    /// Opens the namespaces that the kernel keeps closed for nobody: a former agent enrolled them, or
+    /// this one did before their pods were refused, and by now they are none of ours. Those of `wanted`
+    /// are, although they could not be enrolled this time.
+    fn forget_strangers(&self, wanted: &HashSet<NetnsCookie>) {
+        let ours: HashSet<NetnsCookie> = self
+            .known
+            .values()
+            .filter_map(|known| match known {
+                Known::Enrolled(p) => Some(p.netns.cookie()),
+                Known::Refused { pod, .. } => Some(Netns::open(&pod.netns).ok()?.cookie()),
+            })
+            .collect();
         let strangers: HashSet<NetnsCookie> = match self.setting.kernel.enrolled() {
-            Ok(all) => all.into_iter().filter(|c| !ours.contains(c)).collect(),
+            Ok(all) => all.into_iter().filter(|c| !ours.contains(c) && !wanted.contains(c)).collect(),
             Err(e) => {
                 tracing::error!(error = %e, "cannot list what the maps hold");
                 return;
             }
         };
-        // A pod of ours that could not be enrolled this time stays closed, as its row is.
-        let refused: HashSet<NetnsCookie> = self
-            .known
-            .values()
-            .filter_map(|k| match k {
-                Known::Refused { pod, .. } => Netns::open(&pod.netns).ok(),
-                Known::Enrolled(_) => None,
-            })
-            .map(|n| n.cookie())
-            .collect();
-        let strangers: HashSet<NetnsCookie> = strangers.difference(&refused).copied().collect();
-        for netns in find::by_cookie(&strangers) {
-            if let Err(e) = plumbing::remove(&netns, self.setting.numbers) {
-                tracing::warn!(netns = %netns.path().display(), error = %e, "the namespace keeps its rule");
-            }
+        if strangers.is_empty() {
+            return;
         }
-        for cookie in strangers {
+        for cookie in &strangers {
             tracing::info!(%cookie, "forgetting a namespace that is no pod of this node's any more");
-            if let Err(e) = self.setting.kernel.unenrol(cookie) {
+            if let Err(e) = self.setting.kernel.unenrol(*cookie) {
                 tracing::error!(%cookie, error = %e, "cannot forget it");
             }
+        }
+        for netns in find::by_cookie(&strangers) {
+            self.restore(&netns);
         }
     }
 
     fn publish(&self) {
-        let mut next: Table = self
-            .table
-            .load()
-            .iter()
-            .filter(|(_, s)| matches!(s, PodState::Leaving(_)))
-            .map(|(u, s)| (u.clone(), s.clone()))
-            .collect();
-        for (uid, known) in &self.known {
-            let state = match known {
-                Known::Enrolled(p) => PodState::Enrolled(Arc::clone(p)),
-                Known::Refused { pod, why } => PodState::Refused { pod: Arc::clone(pod), why: why.clone() },
-            };
-            next.insert(uid.clone(), state);
-        }
-        let enrolled = next.values().filter(|s| matches!(s, PodState::Enrolled(_))).count();
+        let known = self.known.values().map(|known| match known {
+            Known::Enrolled(p) => PodState::Enrolled(Arc::clone(p)),
+            Known::Refused { pod, why } => PodState::Refused { pod: Arc::clone(pod), why: why.clone() },
+        });
+        let leaving = self.leavers.iter().cloned().map(PodState::Leaving);
+        let enrolled = self.known.values().filter(|known| matches!(known, Known::Enrolled(_))).count();
         self.setting.telemetry.pods_enrolled(enrolled);
-        self.table.store(Arc::new(next));
+        self.table.store(Arc::new(known.chain(leaving).collect()));
     }
 }
 
 impl Known {
-    fn cookie(&self) -> Option<NetnsCookie> {
+    fn pod(&self) -> &LocalPod {
         match self {
-            Self::Enrolled(p) => Some(p.netns.cookie()),
-            Self::Refused { .. } => None,
+            Self::Enrolled(p) => &p.pod,
+            Self::Refused { pod, .. } => pod,
         }
     }
 
@@ -363,24 +374,6 @@ impl Known {
             Self::Refused { pod, .. } => **pod == *wanted,
         }
     }
-}
-
-fn insert(table: &ArcSwap<Table>, uid: PodUid, state: PodState) {
-    table.rcu(|t| {
-        let mut next = Table::clone(t);
-        next.insert(uid.clone(), state.clone());
-        next
-    });
-}
-
-fn remove_if_leaving(table: &ArcSwap<Table>, uid: &PodUid) {
-    table.rcu(|t| {
-        let mut next = Table::clone(t);
-        if matches!(next.get(uid), Some(PodState::Leaving(_))) {
-            next.remove(uid);
-        }
-        next
-    });
 }
 
 /// How often namespaces are looked at. A lost rule holds connections back, it leaks nothing, so this is

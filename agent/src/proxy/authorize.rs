@@ -202,10 +202,10 @@ policies: [{policies}]
         let store = Store::new();
         publish(&store, "", "");
         let authorizer = authorizer(&store);
-        let cut = CancellationToken::new();
+        let cut = Stop::default();
         let bad = authorizer.authorize(ConnectionId(1), conn("bad"), &cut).expect("nothing forbids it yet");
         let good = authorizer.authorize(ConnectionId(2), conn("good"), &cut).expect("nothing forbids it");
-        tokio::spawn(Arc::clone(&authorizer).review(cut.clone()));
+        tokio::spawn(Arc::clone(&authorizer).review(CancellationToken::new()));
         tokio::task::yield_now().await;
 
         store.publish(parse("mesh: {}").expect("a valid mesh").state);
