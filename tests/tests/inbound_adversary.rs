@@ -1,8 +1,9 @@
-//! Who gets into a meshed pod, and why everybody else does not.
+//! Who gets into a meshed pod and who is believed to be one, and why everybody else is not.
 //!
-//! The adversary stands outside of the mesh: on a pod that is not of it, with whatever papers, and on a
-//! node. What it never does is reach the application. Each attempt is one step away from one that
-//! succeeds, so that it is the step that is refused.
+//! The adversary stands outside of the mesh: on a pod that is not of it, with whatever papers, on a node,
+//! and at an address that a meshed pod is said to have. What it never does is reach the application or
+//! hear a word of it. Each attempt is one step away from one that succeeds, so that it is the step that is
+//! refused.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
@@ -12,7 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use underpass_tests::access_log::Line;
 use underpass_tests::capture::Capture;
 use underpass_tests::cluster::{Cluster, SHORT};
-use underpass_tests::hbone::{self, Attempt, Flood, Outcome};
+use underpass_tests::hbone::{self, Attempt, Flood, Impostor, Outcome};
 use underpass_tests::hostile::{self, Tricks};
 use underpass_tests::mesh::identity;
 use underpass_tests::packet::RST;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         ("plaintext_is_dropped_passed_or_judged_as_the_mode_says", plaintext),
         ("claims_about_the_source_change_nothing_that_policy_sees", claims),
         ("a_forged_source_reaches_nobody", forged),
+        ("a_pod_speaks_to_nobody_who_cannot_prove_the_expected_identity", impostors),
     ])
 }
 
@@ -60,6 +62,7 @@ impl World for Siege {
             ("open", "n2"),
             ("strict", "n2"),
             ("judged", "n2"),
+            ("fake", "n2"),
         ];
         let topology = Topology::new(&["n1", "n2"], &pods)?;
         let [guest4, guest6] = topology.pod("guest").addresses();
@@ -68,6 +71,7 @@ impl World for Siege {
             .meshed("open", "server")
             .meshed("strict", "server")
             .meshed("judged", "server")
+            .meshed("fake", "fake")
             .plain("stranger")
             .plain("guest")
             .policy(&format!(
@@ -76,6 +80,8 @@ impl World for Siege {
                  {{sourceIps: [\"{guest4}\", \"{guest6}\"]}}]}}]}}]"
             ));
         mesh.workload("strict").mtls = "STRICT";
+        // Of the mesh for all who dial it, but no agent serves it.
+        mesh.workload("fake").enrolled = false;
         mesh.workload("judged").policies = vec!["default/guests".into()];
         let echo = |pod: &str| Server::start(&topology.pod(pod).ns, APP, server::echo);
         let (open, strict, judged) = (echo("open")?, echo("strict")?, echo("judged")?);
@@ -177,6 +183,7 @@ fn targets(w: &mut Siege) -> Result<()> {
         let mut table = vec![
             ("another pod", at(w.cluster.ip("judged", v6), APP), 400),
             ("a pod of another node", at(w.cluster.ip("client", v6), APP), 400),
+            ("a pod that is not of the mesh", at(w.cluster.ip("stranger", v6), APP), 400),
             ("the pod by its other family", at(w.cluster.ip("open", !v6), APP), 400),
             ("the node", at(if v6 { node.ip6.into() } else { node.ip4.into() }, 22), 400),
             ("127.0.0.1", at(Ipv4Addr::LOCALHOST.into(), APP), 400),
@@ -198,6 +205,10 @@ fn targets(w: &mut Siege) -> Result<()> {
             expect(&line, "bad_target", "CONNECT to").with_context(|| what.clone())?;
             ensure!(line.is("src.identity", &identity("client")), "{what}: {line}");
         }
+        let closed = Attempt { authority: at(own, 9), ..w.attempt("open", Some(&w.papers), v6) };
+        let (outcome, line) = w.refused("stranger", &closed)?;
+        ensure!(outcome.status() == Some(503), "a port where nobody listens: {outcome:?}");
+        expect(&line, "connect_refused", "")?;
         w.works("stranger", v6)?;
     }
     Ok(())
@@ -264,9 +275,9 @@ fn nonsense(w: &mut Siege) -> Result<()> {
 fn own_ports(w: &mut Siege) -> Result<()> {
     for pod in ["open", "strict", "judged"] {
         for v6 in [false, true] {
-            for port in [15_001, 15_006] {
+            for port in [15_001, 15_006, hbone::PORT] {
                 let to = w.cluster.addr(pod, port, v6);
-                for from in ["stranger", "n1", "n2"] {
+                for from in ["stranger", "client", "n1", "n2", pod] {
                     let seen = talk::try_echo(w.ns(from), to, SHORT);
                     ensure!(seen.is_err(), "{to} answered {from}");
                 }
@@ -409,6 +420,35 @@ fn forged(w: &mut Siege) -> Result<()> {
     ensure!(w.judged.peers().is_empty(), "the application saw {:?}", w.judged.peers());
     let new: Vec<Line> = w.cluster.n2.access()?.into_iter().skip(lines).collect();
     ensure!(new.is_empty(), "the server's agent took: {new:?}");
+    Ok(())
+}
+
+fn impostors(w: &mut Siege) -> Result<()> {
+    let c = &w.cluster;
+    let (mesh, foreign) = (&w.authority, Authority::foreign()?);
+    let fake = identity("fake");
+    let wrong = [
+        ("somebody else of the mesh", mesh.papers(&identity("intruder"))?),
+        ("another root, the right name", foreign.papers(&fake)?),
+        ("another trust domain", mesh.papers("spiffe://elsewhere.example/ns/default/sa/fake")?),
+        ("no name", mesh.papers_naming(&[])?),
+        ("a certificate of yesterday", mesh.expired_papers(&fake)?),
+        ("two names, one of them right", mesh.papers_naming(&[&fake, &identity("other")])?),
+    ];
+    for v6 in [false, true] {
+        for (what, papers) in &wrong {
+            let impostor = Impostor::start(c.ns("fake"), papers)?;
+            let seen = talk::try_echo(c.ns("client"), c.addr("fake", APP, v6), talk::DEADLINE);
+            let reset = matches!(seen, Err(talk::Refusal::Reset | talk::Refusal::Refused));
+            ensure!(reset, "{what}, v6 {v6}: the application saw {seen:?}, not a reset");
+            ensure!(impostor.connections() > 0, "{what}: the impostor was never asked");
+            ensure!(impostor.requests() == 0 && impostor.bytes() == 0, "{what} was trusted");
+        }
+        let honest = Impostor::start(c.ns("fake"), &mesh.papers(&fake)?)?;
+        talk::echo_once(c.ns("client"), c.addr("fake", APP, v6))?;
+        ensure!(honest.requests() == 1);
+    }
+    c.n1.wait_access("the wrong identity", |l| l.cause() == "wrong_identity")?;
     Ok(())
 }
 
