@@ -163,7 +163,7 @@ fn teach(pod: &PodProxy, revision: u64, ip: IpAddr) {
 
 pub(super) fn dial_cause(e: &DialError) -> Cause {
     match e {
-        DialError::Prepare(_) | DialError::Own(_) => Cause::Internal,
+        DialError::Prepare(_) | DialError::Own(_) | DialError::NoPort { .. } => Cause::Internal,
         DialError::Connect { .. } | DialError::Timeout { .. } => Cause::ConnectRefused,
     }
 }
