@@ -199,12 +199,7 @@ impl Mesh {
         let ours = |w: &&Workload| w.enrolled && topology.pod(&w.pod).node == node;
         list(t, "localPods", self.workloads.iter().any(|w| ours(&w)));
         for w in self.workloads.iter().filter(ours) {
-            let pod = topology.pod(&w.pod);
-            let _ = writeln!(t, "- uid: {}", pod_uid(&w.pod));
-            let _ = writeln!(t, "  name: {}\n  namespace: {NAMESPACE}", w.pod);
-            let _ = writeln!(t, "  serviceAccount: {}", w.service_account);
-            let _ = writeln!(t, "  netns: {}", pod.ns.path().display());
-            let _ = writeln!(t, "  addresses: [\"{}\", \"{}\"]", pod.ip4, pod.ip6);
+            t.push_str(&w.local_pod(topology));
         }
     }
 }
@@ -217,6 +212,17 @@ fn list(t: &mut String, key: &str, some: bool) {
 }
 
 impl Workload {
+    /// Its entry in a node's `localPods`, the last list of the file.
+    pub fn local_pod(&self, topology: &Topology) -> String {
+        let (pod, mut t) = (topology.pod(&self.pod), String::new());
+        let _ = writeln!(t, "- uid: {}", pod_uid(&self.pod));
+        let _ = writeln!(t, "  name: {}\n  namespace: {NAMESPACE}", self.pod);
+        let _ = writeln!(t, "  serviceAccount: {}", self.service_account);
+        let _ = writeln!(t, "  netns: {}", pod.ns.path().display());
+        let _ = writeln!(t, "  addresses: [\"{}\", \"{}\"]", pod.ip4, pod.ip6);
+        t
+    }
+
     fn new(pod: &str, service_account: &str, meshed: bool) -> Self {
         Self {
             pod: pod.into(),

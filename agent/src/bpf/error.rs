@@ -31,6 +31,15 @@ pub enum BpfError {
     )]
     ForeignPin { path: PathBuf, expected: String, found: String },
 
+    #[error("agent instance {0} runs on this kernel; stop it first (SIGTERM), then try again")]
+    InUse(String),
+    #[error(
+        "it is enrolled by another agent of this kernel: {other}; list it in one agent's mesh file only, or, \
+         if that agent is gone for good, run `underpass uninstall --instance` for it. Until then it is left \
+         to the other"
+    )]
+    Neighbours { other: String },
+
     // The caller's.
     #[error("network namespace {0} is not enrolled; enrol it first")]
     NotEnrolled(NetnsCookie),

@@ -105,6 +105,10 @@ impl Kernel for FakeKernel {
         Ok(())
     }
 
+    fn other_instance(&self, _: NetnsCookie, _: BorrowedFd<'_>) -> Result<Option<String>, BpfError> {
+        Ok(None)
+    }
+
     fn enrolled(&self) -> Result<Vec<NetnsCookie>, BpfError> {
         Ok(self.state().pods.keys().copied().collect())
     }

@@ -34,6 +34,10 @@ pub trait Kernel: Send + Sync + 'static {
     /// A pod that is not enrolled is no error.
     fn unenrol(&self, pod: NetnsCookie) -> Result<(), BpfError>;
 
+    /// Another instance that has this namespace enrolled. [`Kernel::enrol`] refuses such a one, and what
+    /// was given to it must not be taken back by us.
+    fn other_instance(&self, pod: NetnsCookie, netns: BorrowedFd<'_>) -> Result<Option<String>, BpfError>;
+
     /// Every enrolled pod, from the maps and not from memory.
     fn enrolled(&self) -> Result<Vec<NetnsCookie>, BpfError>;
 

@@ -61,6 +61,11 @@ pub(super) fn attach_netns(
     }
 }
 
+/// The program that a pinned link runs; `None` when nothing is pinned there.
+pub(super) fn program_id(pin: &Path) -> Result<Option<u32>, BpfError> {
+    Ok(open_with_program(pin)?.map(|(_, _, program)| program))
+}
+
 /// Whether the namespace that a pinned link belongs to still exists.
 pub(super) fn is_alive(pin: &Path) -> Result<bool, BpfError> {
     Ok(matches!(open(pin)?, Some((_, LinkInfo::Netns { inode })) if inode != 0))
@@ -129,6 +134,10 @@ fn beside(pin: &Path) -> PathBuf {
 }
 
 fn open(pin: &Path) -> Result<Option<(OwnedFd, LinkInfo)>, BpfError> {
+    Ok(open_with_program(pin)?.map(|(link, info, _)| (link, info)))
+}
+
+fn open_with_program(pin: &Path) -> Result<Option<(OwnedFd, LinkInfo, u32)>, BpfError> {
     let unusable = |e: io::Error| BpfError::ForeignPin {
         path: pin.to_owned(),
         expected: "a link of Underpass".to_owned(),
@@ -136,8 +145,8 @@ fn open(pin: &Path) -> Result<Option<(OwnedFd, LinkInfo)>, BpfError> {
     };
     match syscall::open_pin(pin) {
         Ok(link) => {
-            let info = syscall::link_info(link.as_fd()).map_err(unusable)?;
-            Ok(Some((link, info)))
+            let (info, program) = syscall::link_info(link.as_fd()).map_err(unusable)?;
+            Ok(Some((link, info, program)))
         }
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(unusable(e)),

@@ -73,6 +73,7 @@ pub(super) fn load(config: &Config, features: Features) -> Result<Programs, BpfE
 
     Ok(Programs {
         pins,
+        _lock: None,
         cgroup,
         maps: Mutex::new(maps),
         steer,

@@ -32,6 +32,11 @@ impl Pins {
         Ok(Self { base: instance.join(format!("v{LAYOUT_VERSION}")), instance })
     }
 
+    /// Where all instances of this configuration pin.
+    pub(super) fn root(&self) -> &Path {
+        self.instance.parent().unwrap_or(&self.instance)
+    }
+
     pub(super) fn instance(&self) -> &Path {
         &self.instance
     }

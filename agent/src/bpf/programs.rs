@@ -19,10 +19,11 @@ use super::kernel::{CaptureMode, Destination, Enrolment, Kernel, Listeners, is_l
 use super::load::{self, PEERNAME};
 use super::maps::Maps;
 use super::mount::Cgroup;
+use super::neighbours::{self, InstanceLock};
 use super::pins::Pins;
 use super::probe::Report;
 use super::steer::Steer;
-use super::{BpfError, links, listeners, logging, syscall};
+use super::{BpfError, links, listeners, logging, mount, syscall};
 use crate::model::{InboundPlan, NetnsCookie, OriginalDst};
 
 /// One agent instance's kernel half. Dropping it changes nothing in the kernel: what is pinned goes
@@ -30,6 +31,8 @@ use crate::model::{InboundPlan, NetnsCookie, OriginalDst};
 /// [`super::uninstall`] ends it.
 pub struct Programs {
     pub(super) pins: Pins,
+    /// Tests load an instance twice in one process, and have none.
+    pub(super) _lock: Option<InstanceLock>,
     pub(super) cgroup: Cgroup,
     pub(super) maps: Mutex<Maps>,
     pub(super) steer: Steer,
@@ -67,8 +70,8 @@ impl Programs {
     /// its pods stay enrolled and captured throughout.
     ///
     /// # Errors
-    /// When this binary has no programs, the node lacks something ([`Report`] has all of it), or what
-    /// is pinned is not ours.
+    /// When this binary has no programs, the node lacks something ([`Report`] has all of it), an agent
+    /// of this instance runs, or what is pinned is not ours.
     pub fn load(config: &Config) -> Result<Self, BpfError> {
         super::object::bytecode()?;
         let report = Report::probe(config);
@@ -81,7 +84,11 @@ impl Programs {
             tracing::warn!(kernel = %requirement.name, found = %requirement.found,
                 cost = %requirement.cost, "this kernel lacks something; going on without it");
         }
-        Self::load_with(config, Features::detect())
+        mount::ensure_bpffs(&config.pin_root)?;
+        Pins::new(&config.pin_root, &config.instance)?.create()?;
+        // Before anything is taken over: it might be from an agent that runs.
+        let lock = neighbours::lock_instance(&config.pin_root, &config.instance)?;
+        Ok(Self { _lock: lock, ..Self::load_with(config, Features::detect())? })
     }
 
     /// As [`Self::load`], without probing: `features` says what may be used. For tests of what older
@@ -129,6 +136,9 @@ impl Kernel for Programs {
     fn enrol(&self, enrolment: &Enrolment<'_>) -> Result<(), BpfError> {
         let mut row = row(enrolment)?;
         let pod = enrolment.cookie;
+        if let Some(other) = self.other_instance(pod, enrolment.netns)? {
+            return Err(BpfError::Neighbours { other });
+        }
         // Held throughout: two enrolments of one pod, or its un-enrolment meanwhile, take turns.
         let mut maps = lock(&self.maps);
         if enrolment.capture == CaptureMode::Loopback {
@@ -159,6 +169,10 @@ impl Kernel for Programs {
         let mut maps = lock(&self.maps);
         maps.forget(pod)?;
         links::detach(&self.pins.pod(pod)).map(drop)
+    }
+
+    fn other_instance(&self, pod: NetnsCookie, netns: BorrowedFd<'_>) -> Result<Option<String>, BpfError> {
+        neighbours::other_than(&self.pins, pod, netns)
     }
 
     fn enrolled(&self) -> Result<Vec<NetnsCookie>, BpfError> {

@@ -10,7 +10,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use aya_obj::generated::{bpf_cmd, bpf_insn};
+use aya_obj::generated::{bpf_cmd, bpf_insn, bpf_prog_info};
 
 /// Attaches a program; the link lives as long as a descriptor or a pin does.
 pub(super) fn link_create(
@@ -51,6 +51,58 @@ pub(super) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
     bpf(bpf_cmd::BPF_LINK_DETACH, &Attr { link_fd: link.as_raw_fd() }).map(drop)
 }
 
+/// The programs that are attached to a network namespace, by id.
+pub(super) fn attached(netns: BorrowedFd<'_>, attach_type: u32) -> io::Result<Vec<u32>> {
+    #[repr(C)]
+    struct Attr {
+        target_fd: i32,
+        attach_type: u32,
+        query_flags: u32,
+        attach_flags: u32,
+        prog_ids: u64,
+        prog_cnt: u32,
+    }
+    // As many as the kernel lets be attached (kernel/bpf/net_namespace.c, `netns_bpf_max_progs`).
+    let mut ids = [0u32; 64];
+    let mut attr = Attr {
+        target_fd: netns.as_raw_fd(),
+        attach_type,
+        query_flags: 0,
+        attach_flags: 0,
+        prog_ids: ids.as_mut_ptr() as u64,
+        prog_cnt: ids.len() as u32,
+    };
+    bpf_mut(bpf_cmd::BPF_PROG_QUERY, &mut attr)?;
+    Ok(ids.into_iter().take(attr.prog_cnt as usize).collect())
+}
+
+/// The name that a program was loaded under, at most 15 bytes of it.
+pub(super) fn program_name(id: u32) -> io::Result<String> {
+    #[repr(C)]
+    struct ById {
+        id: u32,
+        next_id: u32,
+        open_flags: u32,
+    }
+    #[repr(C)]
+    struct Attr {
+        bpf_fd: i32,
+        info_len: u32,
+        info: u64,
+    }
+    let program = new_fd(bpf_cmd::BPF_PROG_GET_FD_BY_ID, &ById { id, next_id: 0, open_flags: 0 })?;
+    // SAFETY: plain numbers, for which zero is a value.
+    let mut info: bpf_prog_info = unsafe { std::mem::zeroed() };
+    let attr = Attr {
+        bpf_fd: program.as_raw_fd(),
+        info_len: size_of::<bpf_prog_info>() as u32,
+        info: (&raw mut info) as u64,
+    };
+    bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &attr)?;
+    let bytes = info.name.iter().map(|c| *c as u8).take_while(|c| *c != 0).collect();
+    Ok(String::from_utf8(bytes).unwrap_or_default())
+}
+
 /// What a link connects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LinkInfo {
@@ -66,9 +118,11 @@ pub(super) enum LinkInfo {
     Other,
 }
 
+/// What a link connects, and the id of its program.
+///
 /// # Errors
 /// Also when the descriptor is no link.
-pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
+pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<(LinkInfo, u32)> {
     #[repr(C)]
     #[derive(Default)]
     struct Info {
@@ -99,14 +153,15 @@ pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     let [first, second, third, _] = info.target;
     const CGROUP: u32 = 3;
     const NETNS: u32 = 5;
-    Ok(match info.kind {
+    let connects = match info.kind {
         CGROUP => LinkInfo::Cgroup {
             id: u64::from_ne_bytes(concat(first.to_ne_bytes(), second.to_ne_bytes())),
             attach_type: third,
         },
         NETNS => LinkInfo::Netns { inode: first },
         _ => LinkInfo::Other,
-    })
+    };
+    Ok((connects, info.prog_id))
 }
 
 /// Pins any object below a bpffs.
@@ -278,12 +333,19 @@ fn new_fd<T>(command: bpf_cmd, attr: &T) -> io::Result<OwnedFd> {
 }
 
 fn bpf<T>(command: bpf_cmd, attr: &T) -> io::Result<libc::c_long> {
+    call(command, std::ptr::from_ref(attr))
+}
+
+/// For a command that answers in its attribute.
+fn bpf_mut<T>(command: bpf_cmd, attr: &mut T) -> io::Result<libc::c_long> {
+    call(command, std::ptr::from_mut(attr))
+}
+
+fn call<T>(command: bpf_cmd, attr: *const T) -> io::Result<libc::c_long> {
     // SAFETY: `attr` has the size that is passed with it, is laid out as the command's attribute, and
     // the addresses in it are those of live values for as long as the call lasts. Commands that write
     // do so only where a caller took a mutable borrow.
-    let result = unsafe {
-        libc::syscall(libc::SYS_bpf, command as libc::c_long, std::ptr::from_ref(attr), size_of::<T>())
-    };
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command as libc::c_long, attr, size_of::<T>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 

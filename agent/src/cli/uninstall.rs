@@ -2,10 +2,11 @@
 
 use std::fmt::Write;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 
 use super::args::{self, UninstallArgs};
 use super::{Answer, output};
+use crate::sys::netns::Netns;
 use crate::{admin, bpf, pods};
 
 pub(super) fn run(args: &UninstallArgs) -> anyhow::Result<Answer> {
@@ -16,6 +17,9 @@ pub(super) fn run(args: &UninstallArgs) -> anyhow::Result<Answer> {
     if let Some(instance) = &args.instance {
         config.bpf.instance.clone_from(instance);
     }
+    let bpf::Config { pin_root, instance, .. } = &config.bpf;
+    let _lock = bpf::lock_instance(pin_root, instance)
+        .context("not uninstalled: an agent that runs would lose its pods and not notice")?;
     // Only a configuration tells where the agent of this instance would answer.
     if args.config.is_some() {
         match admin::remove_stale_socket(&config.admin.socket) {
@@ -26,10 +30,13 @@ pub(super) fn run(args: &UninstallArgs) -> anyhow::Result<Answer> {
             Ok(()) => {}
         }
     }
-    let removed = bpf::uninstall(&config.bpf.pin_root, &config.bpf.instance)?;
+    let removed = bpf::uninstall(pin_root, instance)?;
     let mut report = removed.to_string();
     let mut failed = 0;
-    for (netns, outcome) in pods::restore_namespaces(removed.pods, pods::Numbers::default()) {
+    let is_others = |netns: &Netns| {
+        bpf::other_instance(pin_root, instance, netns.cookie(), netns.fd()).is_ok_and(|other| other.is_some())
+    };
+    for (netns, outcome) in pods::restore_namespaces(removed.pods, pods::Numbers::default(), is_others) {
         // Writing to a String cannot fail.
         let _ = match outcome {
             Ok(()) => writeln!(report, "restored network namespace {netns}"),

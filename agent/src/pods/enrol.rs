@@ -1,5 +1,6 @@
-//! Enrols one pod: namespace checked, certificate held, routing given, listeners open, kernel told, in
-//! that order, so that a pod that is enrolled is ready for traffic.
+//! Enrols one pod: namespace checked, certificate held, listeners open, routing given, kernel told, in
+//! that order, so that a pod that is enrolled is ready for traffic. Up to the listeners, whose ports only
+//! one agent can have, nothing in the namespace is touched: it may be another agent's.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -66,6 +67,9 @@ pub(super) async fn enrol(
 ) -> Result<Started, EnrolError> {
     let netns = Netns::open(&pod.netns).map_err(EnrolError::Namespace)?;
     let addresses = check_owner(&netns, &pod)?;
+    if let Some(other) = setting.kernel.other_instance(netns.cookie(), netns.fd())? {
+        return Err(BpfError::Neighbours { other }.into());
+    }
 
     let lease = setting.certs.lease(&pod.identity);
     let identity = || pod.identity.to_string();
@@ -80,7 +84,7 @@ pub(super) async fn enrol(
         if fresh {
             // It is the first failure that is told, and a later try repairs what this one leaves.
             let _ = setting.kernel.unenrol(cookie);
-            let _ = plumbing::remove(&netns, setting.numbers);
+            let _ = plumbing::give_back(&*setting.kernel, &netns, setting.numbers);
         }
     })?;
     let pod = EnrolledPod {
@@ -106,9 +110,9 @@ fn open(
     addresses: &[IpAddr],
     snapshot: &Snapshot,
 ) -> Result<(Plumbed, Accepting), EnrolError> {
+    let listeners = Listeners::open(netns, &*setting.kernel)?;
     let plumbed = plumbing::install(netns, &pod.addresses, setting.wanted, setting.numbers)
         .map_err(EnrolError::Plumbing)?;
-    let listeners = Listeners::open(netns, &*setting.kernel)?;
     let (kernel, cookie) = (&*setting.kernel, netns.cookie());
     kernel.enrol(&enrolled::row(netns, addresses, plumbed.capture))?;
     kernel.set_listeners(cookie, &listeners.as_kernel())?;

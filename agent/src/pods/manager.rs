@@ -239,7 +239,7 @@ impl Manager {
         let enrolled = self.setting.kernel.enrolled().is_ok_and(|all| all.contains(&cookie));
         if !leaving
             && !enrolled
-            && let Err(e) = plumbing::remove(netns, self.setting.numbers)
+            && let Err(e) = plumbing::give_back(&*self.setting.kernel, netns, self.setting.numbers)
         {
             tracing::warn!(netns = %netns.path().display(), error = %e, "the namespace keeps its rule");
         }

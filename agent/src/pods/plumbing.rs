@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::bpf::CaptureMode;
+use crate::bpf::{CaptureMode, Kernel};
 use crate::model::ports::ALL as AGENT_PORTS;
 use crate::sys::SysError;
 use crate::sys::netlink::{Family, LocalRoute, MarkRule, Route};
@@ -96,6 +96,15 @@ pub fn is_whole(netns: &Netns, addresses: &[IpAddr], numbers: Numbers) -> Result
         }
         Ok(true)
     })?
+}
+
+/// As [`remove`], unless another instance has the namespace by now: its pod needs the same.
+pub fn give_back(kernel: &dyn Kernel, netns: &Netns, numbers: Numbers) -> Result<(), SysError> {
+    match kernel.other_instance(netns.cookie(), netns.fd()) {
+        Ok(Some(_)) => Ok(()),
+        // Who cannot be asked about does not keep us from cleaning up: a lost rule is given anew.
+        Ok(None) | Err(_) => remove(netns, numbers),
+    }
 }
 
 /// Takes back all that [`install`] gave.
