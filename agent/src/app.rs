@@ -122,6 +122,9 @@ async fn serve(config: Config, log: LogControl) -> anyhow::Result<()> {
 /// Until somebody asks to stop, or a part ends that should not.
 async fn wait(tasks: &mut TaskGroup, shutdown: &Shutdown) {
     tokio::select! {
+        // First: parts that end because they were told to are no reason to stop a second time, which
+        // would cut what is to end by itself.
+        biased;
         () = shutdown.draining().cancelled() => {}
         ended = tasks.next() => {
             // Told to stop, parts end too, and the first may be faster than we are.
