@@ -39,7 +39,7 @@ pub(super) enum Command {
     Agent(ConfigFile),
     /// Say what this machine lacks, and what each missing thing costs
     Check(CheckArgs),
-    /// Remove everything that an agent left in the kernel and in pods' namespaces
+    /// Remove everything that an agent left in the kernel and in pods' namespaces; refused while it runs
     Uninstall(UninstallArgs),
     /// Show whether the agent is ready, and what is amiss
     Status(Query),
