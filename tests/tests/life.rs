@@ -97,7 +97,7 @@ impl World for Life {
 }
 
 fn settings() -> Settings {
-    Settings { drain_deadline: Duration::from_secs(4), ..Settings::default() }
+    Settings { drain_deadline: Duration::from_secs(6), ..Settings::default() }
 }
 
 fn crash_at_the_client(w: &mut Life) -> Result<()> {
@@ -434,7 +434,7 @@ fn stands_still(w: &mut Life) -> Result<()> {
 }
 
 fn pings(w: &mut Life) -> Result<()> {
-    w.restart_n1_with(Settings { tunnel: "{pingInterval: 1s, pingTimeout: 1s}", ..settings() })?;
+    w.restart_n1_with(Settings { tunnel: "{pingInterval: 1s, pingTimeout: 3s}", ..settings() })?;
     let transfers = w.transfers(false)?;
     let (mut live, agent) = (w.dial(NAMED)?, w.cluster.n2.pid()?);
     let seen = w.cluster.n1.access()?.len();
