@@ -128,10 +128,12 @@ fn a_file_that_is_not_there_is_a_failure_and_named() {
     assert!(error.contains("/nonexistent/x.yaml") && error.contains("--config"), "{error}");
 }
 
+const NO_PINS: &str = "/nonexistent/underpass";
+
 #[test]
 fn uninstall_of_what_is_not_there_is_done() {
-    let (code, out, error) =
-        run(&["uninstall", "--pin-root", "/sys/fs/bpf/nonexistent-underpass", "--instance", "none"]);
+    // Not in bpffs, which only root may look into.
+    let (code, out, error) = run(&["uninstall", "--pin-root", NO_PINS, "--instance", "none"]);
     assert_eq!((code, out.as_str(), error.as_str()), (0, "nothing was installed\n", ""));
 }
 
@@ -140,10 +142,7 @@ fn uninstall_clears_a_dead_agents_socket_and_refuses_under_a_live_one() {
     let socket = std::env::temp_dir().join(format!("up{}-uninstall.sock", std::process::id()));
     let config = File::new(
         "uninstall.yaml",
-        &format!(
-            "bpf: {{pinRoot: /sys/fs/bpf/nonexistent-underpass, instance: none}}\nadmin: {{socket: {}}}\n",
-            socket.display()
-        ),
+        &format!("bpf: {{pinRoot: {NO_PINS}, instance: none}}\nadmin: {{socket: {}}}\n", socket.display()),
     );
     let live = std::os::unix::net::UnixListener::bind(&socket).unwrap();
     let (code, out, error) = run(&["uninstall", "--config", config.path()]);
