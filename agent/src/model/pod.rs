@@ -34,3 +34,9 @@ pub struct LocalPod {
     /// Every address of the pod, the primary one of a family first.
     pub addresses: Vec<IpAddr>,
 }
+
+impl LocalPod {
+    pub fn owns(&self, ip: IpAddr) -> bool {
+        self.addresses.contains(&ip)
+    }
+}

@@ -15,7 +15,7 @@ use super::node::PodProxy;
 use super::outbound::dial_cause;
 use super::tunnel::{self, Carrier, Connect, Drain, Inbound, Reject, Respond, Target};
 use crate::discovery::Snapshot;
-use crate::model::{AppAddr, Cause, ClientAddr, Direction, OriginalDst, Service, SpiffeId, ports};
+use crate::model::{AppAddr, Cause, ClientAddr, Direction, LocalPod, OriginalDst, Service, SpiffeId, ports};
 use crate::policy::Conn;
 use crate::sys::socket;
 use crate::telemetry::{Party, Record};
@@ -102,7 +102,7 @@ async fn one(pod: &Arc<PodProxy>, client: ClientAddr, local: OriginalDst, peer: 
         identity: Some(pod.enrolled.pod.identity.clone()),
     });
     record.set_mtls(true);
-    let target = target(pod, &snapshot, local, &inbound.connect.target);
+    let target = target(&pod.enrolled.pod, &snapshot, local, &inbound.connect.target);
     drop(snapshot);
     let end = match target {
         Ok(app) => connection(pod, client, peer, app, &record, inbound.respond).await,
@@ -165,7 +165,7 @@ fn reject(respond: Respond, status: StatusCode, cause: Cause, why: String) -> En
 
 /// What may be asked for: this pod, at the address that the tunnel came to, on any port but our own.
 fn target(
-    pod: &PodProxy,
+    pod: &LocalPod,
     snapshot: &Snapshot,
     local: OriginalDst,
     asked: &Target,
@@ -193,7 +193,7 @@ fn target(
             SocketAddr::new(local.ip(), port)
         }
     };
-    if ports::ALL.contains(&app.port()) || app.port() == 0 {
+    if ports::ALL.contains(&app.port()) {
         let why = format!("CONNECT to port {}, which is the agent's own", app.port());
         return Err((StatusCode::SERVICE_UNAVAILABLE, Cause::BadTarget, why));
     }
@@ -214,11 +214,69 @@ fn service_asked_for(pod: &PodProxy, snapshot: &Snapshot, asked: &Connect) -> Op
 }
 
 /// The target port of a service by that name that this pod is an endpoint of; its own namespace's first.
-fn own_port_of(pod: &PodProxy, snapshot: &Snapshot, host: &str, port: u16) -> Option<u16> {
-    let me = snapshot.workload_of(&pod.enrolled.pod)?;
+fn own_port_of(pod: &LocalPod, snapshot: &Snapshot, host: &str, port: u16) -> Option<u16> {
+    let me = snapshot.workload_of(pod)?;
     let mut services: Vec<_> = snapshot.services_by_host(host).collect();
     services.sort_by_key(|s| s.namespace != me.namespace);
     services.into_iter().find_map(|service| {
         snapshot.endpoints(&service.key(), port).find(|(w, _)| w.uid == me.uid).map(|(_, target)| target)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::discovery::Store;
+    use crate::discovery::file::parse;
+
+    /// A pod that two services of one name lead to, and somebody else's service.
+    const MESH: &str = "mesh: {}
+localPods:
+- {uid: p, name: web, namespace: shop, serviceAccount: web, netns: /run/netns/p, addresses: [10.0.0.1, fd00::1]}
+workloads:
+- {uid: p, name: web, namespace: shop, serviceAccount: web, workloadIps: [10.0.0.1, fd00::1], protocol: HBONE,
+   services: {shop/web.mesh: {80: 8080}, ant/web.mesh: {80: 9090}}}
+- {uid: q, name: other, namespace: shop, workloadIps: [10.0.0.2], protocol: HBONE,
+   services: {shop/other.mesh: {80: 7070}}}
+services:
+- {name: web, namespace: ant, hostname: web.mesh, ports: {80: 9090}}
+- {name: web, namespace: shop, hostname: web.mesh, ports: {80: 8080}}
+- {name: other, namespace: shop, hostname: other.mesh, ports: {80: 7070}}
+";
+
+    #[test]
+    fn a_tunnel_leads_to_its_own_address_and_the_applications_ports() {
+        let store = Store::new();
+        store.publish(parse(MESH).unwrap_or_else(|e| panic!("{e}")).state);
+        let snapshot = store.current();
+        let pod = snapshot.local_pods().next().unwrap();
+        for (local, asked, expected) in [
+            ("10.0.0.1:15008", "10.0.0.1:80", Ok("10.0.0.1:80")),
+            ("10.0.0.1:15008", "[::ffff:10.0.0.1]:80", Ok("10.0.0.1:80")),
+            ("[fd00::1]:15008", "[fd00::1]:80", Ok("[fd00::1]:80")),
+            // The pod's, but not where this tunnel came to.
+            ("10.0.0.1:15008", "[fd00::1]:80", Err(400)),
+            // Where the tunnel came to, but not said to be the pod's.
+            ("10.0.0.9:15008", "10.0.0.9:80", Err(400)),
+            ("10.0.0.1:15008", "10.0.0.2:80", Err(400)),
+            ("10.0.0.1:15008", "127.0.0.1:80", Err(400)),
+            ("10.0.0.1:15008", "10.0.0.1:15001", Err(503)),
+            ("10.0.0.1:15008", "10.0.0.1:15006", Err(503)),
+            ("10.0.0.1:15008", "10.0.0.1:15008", Err(503)),
+            // By name: the own namespace's first, of two services that are called alike.
+            ("10.0.0.1:15008", "web.mesh:80", Ok("10.0.0.1:8080")),
+            ("[fd00::1]:15008", "web.mesh:80", Ok("[fd00::1]:8080")),
+            ("10.0.0.1:15008", "web.mesh:82", Err(503)),
+            ("10.0.0.1:15008", "other.mesh:80", Err(503)),
+            ("10.0.0.1:15008", "nobody.mesh:80", Err(503)),
+        ] {
+            let local = OriginalDst(local.parse().unwrap());
+            let found = target(pod, &snapshot, local, &asked.parse().unwrap());
+            let found = found.map(|app| app.to_string()).map_err(|(status, cause, _)| {
+                assert_eq!(cause, Cause::BadTarget, "{asked}");
+                status.as_u16()
+            });
+            assert_eq!(found, expected.map(str::to_owned), "{asked} in a tunnel to {local}");
+        }
+    }
 }

@@ -55,10 +55,6 @@ impl PodProxy {
         }
     }
 
-    pub fn owns(&self, ip: IpAddr) -> bool {
-        self.enrolled.pod.addresses.contains(&ip)
-    }
-
     /// The pod's first address of a family: what its tunnels come from.
     pub fn source_for(&self, to: IpAddr) -> Option<IpAddr> {
         self.enrolled.pod.addresses.iter().copied().find(|a| a.is_ipv4() == to.is_ipv4())
@@ -67,7 +63,7 @@ impl PodProxy {
     /// A connection to the pod's application with the client's address as source. A pod that calls
     /// itself has that address anyway.
     pub async fn deliver_as(&self, app: AppAddr, client: ClientAddr) -> Result<TcpStream, DialError> {
-        if self.owns(client.ip()) || !self.enrolled.keeps_source {
+        if self.enrolled.pod.owns(client.ip()) || !self.enrolled.keeps_source {
             return self.dialer().as_pod(app.0, self.source_for(app.ip())).await;
         }
         self.dialer().as_client(app.0, client.ip()).await
