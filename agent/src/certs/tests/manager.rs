@@ -137,6 +137,18 @@ async fn an_issuer_that_is_down_costs_nothing_until_the_certificate_ends() {
     assert_eq!(manager.list()[0].last_error, None);
 }
 
+/// Its certificates are past half of their life when they come, so that each is due at once.
+#[tokio::test(start_paused = true)]
+async fn an_issuer_that_gives_what_is_half_used_up_is_not_asked_without_pause() {
+    let (scratch, clock) = (Scratch::new(), clock());
+    let config = EmbeddedConfig { lifetime: HOUR, backdate: HOUR * 20, ..scratch.config() };
+    let issuer = Scripted::new(EmbeddedIssuer::with_clock(&config, clock.clone()).unwrap());
+    let lease = manager(&issuer, &clock).lease(&id(CART));
+    lease.ready().await.unwrap();
+    sleep(Duration::from_secs(60)).await;
+    assert!((2..100).contains(&issuer.calls()), "asked {} times in a minute", issuer.calls());
+}
+
 #[tokio::test(start_paused = true)]
 async fn whoever_waits_hears_of_each_failure_once_and_of_success_at_last() {
     let (scratch, clock) = (Scratch::new(), clock());

@@ -9,7 +9,7 @@ use rustls::{ClientConfig, ClientConnection, HandshakeKind, NamedGroup, ServerCo
 use rustls_pki_types::ServerName;
 
 use crate::tls::provider::suites;
-use crate::tls::testing::{Authority, bundles, gullible_client, handshake, id};
+use crate::tls::testing::{Authority, bundles, gullible_client, gullible_server, handshake, id};
 use crate::tls::{client_config, server_config};
 
 const A: &str = "spiffe://mesh.test/ns/shop/sa/cart";
@@ -87,6 +87,19 @@ fn whoever_would_like_to_resume_gets_no_ticket() {
         let done = handshake(eager.clone(), server.clone());
         done.client_end.and(done.server_end).unwrap();
         assert_eq!(done.client.tls13_tickets_received(), 0);
+        assert_eq!(done.server.handshake_kind(), Some(HandshakeKind::Full));
+    }
+}
+
+#[test]
+fn a_ticket_that_our_client_is_given_is_not_used() {
+    let root = Authority::root();
+    let ours = client_config(&root.certificate(A), &bundles(&[("mesh.test", &root)]), &[id(B)]).unwrap();
+    let generous = gullible_server(&root.leaf(B, |_| {}));
+    for _ in 0..2 {
+        let done = handshake(ours.clone(), generous.clone());
+        done.client_end.and(done.server_end).unwrap();
+        assert!(done.client.tls13_tickets_received() > 0);
         assert_eq!(done.server.handshake_kind(), Some(HandshakeKind::Full));
     }
 }

@@ -13,7 +13,8 @@ use crate::tls::testing::{
     Authority, Shown, bundles, domain, gullible_client, gullible_server, handshake, id, uri,
 };
 use crate::tls::{
-    TlsError, cause_of, client_config, peer_of, reason_of, server_config, server_config_accepting,
+    TlsError, cause_of, client_config, peer_identity, peer_of, reason_of, server_config,
+    server_config_accepting,
 };
 
 const OURS: &str = "spiffe://mesh.test/ns/shop/sa/cart";
@@ -452,6 +453,28 @@ fn assert_wrong_identity(error: &rustls::Error, quoted: &[&str]) {
     assert_eq!(cause_of(&io), Cause::WrongIdentity, "{error}");
     for quote in quoted {
         assert!(reason_of(&io).contains(quote), "{quote:?} is not in: {}", reason_of(&io));
+    }
+}
+
+#[test]
+fn a_leaf_is_one_certificate_whole_and_readable() {
+    let root = Authority::root();
+    let leaf = |change: fn(&mut CertificateParams)| root.leaf(PEER, change).chain.remove(0);
+    let sound = leaf(|_| {});
+    assert_eq!(peer_identity(std::slice::from_ref(&sound)).unwrap(), id(PEER));
+    let longer = [sound.as_ref(), &[0x05, 0x00]].concat();
+    // Version: [0] EXPLICIT INTEGER, where 2 means 3.
+    let mut older = sound.to_vec();
+    let at = older.windows(5).position(|w| w == [0xa0, 3, 2, 1, 2]).expect("a version");
+    older[at + 4] = 1;
+    // What cannot be read does not say that it is no authority.
+    let unreadable = leaf(|p| {
+        p.is_ca = IsCa::NoCa;
+        p.custom_extensions.push(CustomExtension::from_oid_content(&[2, 5, 29, 19], vec![0x30, 3, 1, 1]));
+    });
+    for (what, der) in [("followed", longer.into()), ("old", older.into()), ("unreadable", unreadable)] {
+        let result = peer_identity(&[der]);
+        assert!(matches!(result, Err(TlsError::Malformed(_))), "{what}: {result:?}");
     }
 }
 
