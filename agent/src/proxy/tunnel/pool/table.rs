@@ -208,3 +208,19 @@ impl Place {
         Self { tunnel: Arc::clone(tunnel), lease: tunnel.session.lease(), ahead, reused: tunnel.is_ready() }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::testing::key;
+    use super::*;
+
+    #[test]
+    fn the_last_tunnel_of_a_key_takes_the_key_along() {
+        let (mut table, settings) = (Table::default(), ClientSettings::default());
+        for n in 0..100 {
+            let Ok(Found::New(place)) = table.find(&key(n), &[], &settings) else { panic!("not new") };
+            table.remove(&place.tunnel);
+        }
+        assert!(table.by_key.is_empty(), "{} keys without tunnels", table.by_key.len());
+    }
+}

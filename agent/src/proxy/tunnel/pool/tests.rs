@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::join_all;
 use http::{Response, StatusCode};
-use tokio::io::{AsyncReadExt, DuplexStream, duplex};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -255,6 +255,45 @@ async fn goaway_loses_no_request_and_no_stream() {
     assert!(peers.dials() > 4, "there was a GOAWAY: {} tunnels", peers.dials());
 }
 
+/// Told to go away, it lives on for its streams, and nobody is sent to it again.
+#[tokio::test(start_paused = true)]
+async fn a_tunnel_that_goes_away_is_offered_to_nobody() {
+    let pool = pool(ClientSettings::default());
+    let drain = Drain::default();
+    let begin = drain.begin.clone();
+    let peers = Peers::new(move |far, n| {
+        let drain = if n == 1 { drain.clone() } else { Drain::default() };
+        async move { drop(echo_server(far, ServerSettings::default(), drain).await) }
+    });
+    let mut old = open(&pool, 1, || peers.dial()).await.unwrap();
+    begin.cancel();
+    sleep(Duration::from_millis(10)).await;
+    let mut new = open(&pool, 1, || peers.dial()).await.unwrap();
+    assert_eq!(ping(&mut old, "old").await, "old");
+    assert_eq!(ping(&mut new, "new").await, "new");
+    assert_eq!((streams(&pool), peers.dials()), (vec![1], 2), "the old one is still in the table");
+}
+
+/// GOAWAY says that the very first request of a tunnel was not looked at.
+#[tokio::test(start_paused = true)]
+async fn a_request_beyond_the_last_stream_of_goaway_is_tried_elsewhere() {
+    const HEADERS: u8 = 1;
+    let pool = pool(ClientSettings::default());
+    let peers = Peers::new(|mut far: DuplexStream, n| async move {
+        if n > 1 {
+            return drop(echo_server(far, ServerSettings::default(), Drain::default()).await);
+        }
+        far.read_exact(&mut [0; 24]).await.unwrap();
+        far.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
+        while read_frame(&mut far).await.kind != HEADERS {}
+        far.write_all(&[0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]).await.unwrap();
+        std::future::pending().await
+    });
+    let mut stream = open(&pool, 1, || peers.dial()).await.unwrap();
+    assert_eq!(ping(&mut stream, "x").await, "x");
+    assert_eq!(peers.dials(), 2);
+}
+
 /// The peer refuses every other stream of the first tunnel, as one does that is overloaded.
 #[tokio::test(start_paused = true)]
 async fn a_refused_stream_is_tried_elsewhere() {
@@ -404,6 +443,17 @@ async fn a_tunnel_that_died_in_the_pool_is_replaced_unseen() {
     assert_eq!(peers.dials(), 2);
 }
 
+/// No such excuse for a tunnel that is new: the peer may have acted on the request.
+#[tokio::test(start_paused = true)]
+async fn a_new_tunnel_that_dies_with_the_request_is_not_replaced() {
+    let pool = pool(ClientSettings::default());
+    let peers = Peers::new(|far: DuplexStream, _| async move {
+        let _ = h2::server::handshake(far).await.unwrap().accept().await;
+    });
+    let error = open(&pool, 1, || peers.dial()).await.err().unwrap();
+    assert_eq!((error.cause(), peers.dials()), (Cause::TunnelFailed, 1), "{error}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn close_all_ends_everything_with_the_cause() {
     let (pool, peers) = (pool(ClientSettings::default()), Peers::new(echo_peer));
@@ -432,6 +482,26 @@ async fn retire_all_keeps_streams_and_takes_new_tunnels() {
     drop(pool);
     assert_eq!(ping(&mut old, "old").await, "old");
     assert_eq!(ping(&mut new, "new").await, "new");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retired_tunnel_closes_with_its_last_stream() {
+    let pool = pool(ClientSettings::default());
+    let (ended, mut end) = tokio::sync::mpsc::unbounded_channel();
+    let peers = Peers::new(move |far, _| {
+        let ended = ended.clone();
+        async move {
+            let end = echo_server(far, ServerSettings::default(), Drain::default()).await;
+            ended.send(end).unwrap();
+        }
+    });
+    let stream = open(&pool, 1, || peers.dial()).await.unwrap();
+    pool.retire_all();
+    sleep(MINUTE).await;
+    assert!(end.try_recv().is_err(), "it had a stream");
+    drop(stream);
+    let end = timeout(MINUTE, end.recv()).await;
+    assert!(matches!(end, Ok(Some(Ended::Closed))), "{end:?}");
 }
 
 /// Callers come, wait a little, and go, whatever state the tunnels are in.
