@@ -95,3 +95,49 @@ impl Backlog {
 const SMALL: usize = 4 * 1024;
 const TAIL: usize = 16 * 1024;
 const MAX_SLICES: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn pieces_of_every_size_keep_their_order() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut far, _) = listener.accept().await.unwrap();
+        let sizes = [1, 2, SMALL - 1, SMALL, SMALL + 1, 3, 5, TAIL, 7, TAIL - 1, TAIL + 1, 11, 13, SMALL, 1];
+        for first in 0..sizes.len() {
+            let (mut backlog, mut expected) = (Backlog::default(), Vec::new());
+            for size in sizes.iter().cycle().skip(first).take(sizes.len()) {
+                let piece: Vec<u8> = (0..*size).map(|n| (expected.len() + n) as u8 ^ (*size as u8)).collect();
+                expected.extend_from_slice(&piece);
+                backlog.push(piece.into());
+            }
+            let write = async {
+                while !backlog.is_empty() {
+                    poll_fn(|cx| backlog.poll_write(&tcp, cx)).await.unwrap();
+                }
+            };
+            let mut got = vec![0; expected.len()];
+            let (read, ()) = tokio::join!(far.read_exact(&mut got), write);
+            read.unwrap();
+            assert!(got == expected, "beginning with the piece {first}");
+        }
+    }
+
+    /// Each a slice of a buffer that it would keep alive.
+    #[test]
+    fn small_pieces_that_wait_are_copied_together() {
+        let mut backlog = Backlog::default();
+        for _ in 0..10_000 {
+            backlog.push(Bytes::from_static(b"x"));
+        }
+        assert!(backlog.rest.len() <= 10_000 / TAIL + 1, "{} pieces", backlog.rest.len());
+        assert_eq!(backlog.len, 10_000);
+    }
+}
