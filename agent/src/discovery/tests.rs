@@ -482,3 +482,19 @@ fn refusals_carry_the_cause_for_metrics() {
     assert_eq!(cause("127.0.0.1:80"), Some(Cause::BadTarget));
     assert_eq!(cause("10.1.0.2:80"), None);
 }
+
+#[test]
+fn the_kernel_leaves_alone_what_is_both_a_services_and_a_plain_workloads() {
+    let workload = plain("plain", &["10.0.0.9"]);
+    let both = service("both.mesh", &["10.0.0.9/32", "10.0.0.8/32"], &[(80, 80)]);
+    let known = Snapshot::build(1, mesh(vec![workload], vec![both])).kernel_destinations().known;
+    assert_eq!(known[&"10.0.0.9".parse::<IpAddr>().unwrap()], Destination::Leave);
+    assert_eq!(known[&"10.0.0.8".parse::<IpAddr>().unwrap()], Destination::Capture);
+}
+
+#[test]
+fn an_address_of_another_network_is_nobodys_here() {
+    let far = Workload { network: "far".into(), ..workload("far", &["10.0.0.9"]) };
+    let route = dial(mesh(vec![far], vec![]), "10.0.0.9:80");
+    assert!(matches!(route, Route::Plain { workload: None, learn: false, .. }), "{route:?}");
+}

@@ -36,3 +36,32 @@ impl Destinations {
         if *published == revision { self.kernel.teach(ip, Destination::Leave) } else { Ok(()) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bpf::fake::FakeKernel;
+    use crate::discovery::Store;
+    use crate::discovery::file::parse;
+
+    #[test]
+    fn a_lesson_of_an_older_snapshot_is_not_taught() {
+        let kernel = Arc::new(FakeKernel::default());
+        let destinations = Destinations::new(kernel.clone());
+        let store = Store::new();
+        let ip: IpAddr = "10.0.0.7".parse().unwrap();
+        let publish = |text: &str| store.publish(parse(text).unwrap().state);
+        let first = publish("mesh: {}");
+        destinations.publish(&first).unwrap();
+        destinations.teach_leave(first.revision(), ip).unwrap();
+        assert_eq!(kernel.state().destinations.get(&ip), Some(&Destination::Leave));
+
+        // The address is a pod's of the mesh now, and a connection from before is still being routed.
+        let second = publish(
+            "{mesh: {}, workloads: [{name: a, namespace: b, workloadIps: [10.0.0.7], protocol: HBONE}]}",
+        );
+        destinations.publish(&second).unwrap();
+        destinations.teach_leave(first.revision(), ip).unwrap();
+        assert_eq!(kernel.state().destinations.get(&ip), Some(&Destination::Capture));
+    }
+}

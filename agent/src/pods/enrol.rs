@@ -122,13 +122,43 @@ fn open(
 
 /// The addresses of the namespace, after checking that it is a pod's and this pod's.
 fn check_owner(netns: &Netns, pod: &LocalPod) -> Result<Vec<IpAddr>, EnrolError> {
-    let path = || netns.path().display().to_string();
-    if netns.is_home() {
-        return Err(EnrolError::HostNetwork { path: path() });
-    }
     let found = netns.addresses().map_err(EnrolError::Namespace)?;
+    own(netns.is_home(), &netns.path().display().to_string(), found, pod)
+}
+
+fn own(is_home: bool, path: &str, found: Vec<IpAddr>, pod: &LocalPod) -> Result<Vec<IpAddr>, EnrolError> {
+    if is_home {
+        return Err(EnrolError::HostNetwork { path: path.to_owned() });
+    }
     if !pod.addresses.iter().any(|a| found.contains(a)) {
-        return Err(EnrolError::Stranger { path: path(), wanted: pod.addresses.clone(), found });
+        return Err(EnrolError::Stranger { path: path.to_owned(), wanted: pod.addresses.clone(), found });
     }
     Ok(enrolled::own_addresses(found, pod))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_namespace_is_a_pods_and_the_pods_own() {
+        let ips = |all: &[&str]| all.iter().map(|ip| ip.parse().unwrap()).collect::<Vec<IpAddr>>();
+        let pod = LocalPod {
+            uid: crate::model::PodUid("p".into()),
+            namespace: "shop".into(),
+            name: "cart".into(),
+            identity: "spiffe://cluster.local/ns/shop/sa/cart".parse().unwrap(),
+            netns: "/run/netns/p".into(),
+            addresses: ips(&["10.0.0.1", "fd00::1"]),
+        };
+        let judge = |is_home, found: &[&str]| own(is_home, "/run/netns/p", ips(found), &pod);
+        // All that is there, and all that is said to be.
+        assert_eq!(
+            judge(false, &["10.0.0.1", "10.9.9.9"]).unwrap(),
+            ips(&["10.0.0.1", "10.9.9.9", "fd00::1"])
+        );
+        assert!(matches!(judge(true, &["10.0.0.1"]), Err(EnrolError::HostNetwork { .. })));
+        assert!(matches!(judge(false, &["10.0.0.2"]), Err(EnrolError::Stranger { .. })));
+        assert!(matches!(judge(false, &[]), Err(EnrolError::Stranger { .. })));
+    }
 }
