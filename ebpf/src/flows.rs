@@ -49,7 +49,7 @@ pub fn sock_ops(ctx: &SockOpsContext) -> u32 {
     DONE
 }
 
-/// Before the SYN leaves: announce the agent's delivery to `steer`, and see to it that the close of what
+/// Before the SYN leaves: announce the agent's dial to `steer`, and see to it that the close of what
 /// holds a map row is heard of.
 #[inline(always)]
 fn dials(ctx: &SockOpsContext, socket: *mut bpf_sock) {
@@ -66,8 +66,9 @@ fn dials(ctx: &SockOpsContext, socket: *mut bpf_sock) {
         return;
     }
     let Some(key) = delivery_key(ctx) else { return };
-    // Other dials of the agent's leave the pod, and an own source speaks for itself.
-    if !is_own_address(key.netns, key.local) || is_own_address(key.netns, key.remote) {
+    // From one own address to another: that speaks for itself. A dial to an address that is not the pod's
+    // is announced too, for the pod's routes may bring it back.
+    if is_own_address(key.netns, key.local) && is_own_address(key.netns, key.remote) {
         return;
     }
     if DELIVERIES.insert(&key, &1, 0).is_err() {

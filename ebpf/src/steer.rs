@@ -27,7 +27,7 @@ pub fn steer(ctx: &SkLookupContext) -> u32 {
     let Some(row) = pod(netns) else { return PASS };
     let Some((local, remote)) = context::lookup_ends(ctx) else { return PASS };
     if is_from_inside(ctx, netns, local, remote) {
-        from_inside(ctx, netns, row, local)
+        from_inside(ctx, netns, row, local, remote)
     } else {
         from_outside(ctx, netns, row, local)
     }
@@ -63,12 +63,17 @@ fn is_delivery(netns: u64, local: End, remote: End) -> bool {
     DELIVERIES.get_ptr(&key).is_some()
 }
 
-/// The pod's own loopback and the agent's deliveries pass; what is addressed to somebody else was
-/// captured.
+/// The pod's own loopback and the agent's dials pass; what else is addressed to somebody else was
+/// captured. (A pod may route any address to itself: the agent's dial to it would come back to the agent,
+/// which would dial again, and so on.)
 #[inline(always)]
-fn from_inside(ctx: &SkLookupContext, netns: u64, row: &PodRow, local: End) -> u32 {
+fn from_inside(ctx: &SkLookupContext, netns: u64, row: &PodRow, local: End, remote: End) -> u32 {
     let captured = match row.capture {
-        capture::MARK => !local.address.is_loopback() && !is_own_address(netns, local.address.addr()),
+        capture::MARK => {
+            !local.address.is_loopback()
+                && !is_own_address(netns, local.address.addr())
+                && !is_delivery(netns, local, remote)
+        }
         capture::LOOPBACK => is_loopback_capture(local.address),
         _ => false,
     };

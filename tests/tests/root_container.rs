@@ -31,6 +31,7 @@ fn main() -> ExitCode {
         ("a_socket_that_dials_again_lets_nothing_out", dials_again),
         ("nobody_binds_or_joins_the_agents_ports", ports),
         ("a_deleted_rule_or_route_lets_nothing_out_and_is_repaired", rule_deleted),
+        ("what_a_pod_routes_back_to_itself_does_not_go_in_circles", routed_back),
     ])
 }
 
@@ -80,6 +81,13 @@ fn marks(w: &mut Breach) -> Result<()> {
             let what = format!("mark {mark:#x} after connect");
             row.by(&what, |to| {
                 tricked(w.client(), to, Tricks { mark_after: Some(mark), ..Tricks::default() })
+            })?;
+            // By the agent's own mark the SYN finds its way to the agent whether it was captured or not;
+            // what comes after it must not be free to leave.
+            let what = format!("the agent's mark before connect, mark {mark:#x} after");
+            row.by(&what, |to| {
+                let tricks = Tricks { mark: Some(RETURN_MARK), mark_after: Some(mark), ..Tricks::default() };
+                tricked(w.client(), to, tricks)
             })?;
             let what = format!("mark {mark:#x} once something was said");
             row.by(&what, |to| {
@@ -207,6 +215,11 @@ fn ports(w: &mut Breach) -> Result<()> {
             let udp = ns.run(|| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)));
             udp.with_context(|| format!("UDP port {port} in {pod}"))?;
         }
+        // Nor are they drawn by whoever leaves the choice to the kernel, also while the agent is away.
+        let reserved = ns.read_sysctl("ipv4.ip_local_reserved_ports")?;
+        for port in [15_001, 15_006, hbone::PORT] {
+            ensure!(reserved.trim().split(',').any(|p| p == port.to_string()), "{pod} reserves {reserved:?}");
+        }
         // A pod may narrow the range that the kernel draws from (a "safe" sysctl in Kubernetes).
         ns.sysctl("ipv4.ip_local_port_range", "15000 15009")?;
         let drawn = ns.run(|| {
@@ -276,6 +289,30 @@ fn rule_deleted(w: &mut Breach) -> Result<()> {
         ip(&ns, family, "rule del pref 5")?;
         settle(&wire)?;
         said_nothing(&wire, w.cluster.ip("server", v6), &what)?;
+        w.honest(v6)?;
+    }
+    Ok(())
+}
+
+/// Addresses in the mesh's ranges that nobody has, which the pod's own routes bring back to it, with the
+/// pod's address as source: the agent passes on what it does not know, and must not meet its own dial.
+fn routed_back(w: &mut Breach) -> Result<()> {
+    let ns = w.client();
+    let _own = Server::start(ns, 7091, server::echo)?;
+    for (v6, range, to) in
+        [(false, "10.201.77.0/28", "10.201.77.7"), (true, "fd00:201:77::/64", "fd00:201:77::7")]
+    {
+        let family = if v6 { "-6 " } else { "" };
+        let route = format!("local {range} dev lo table local");
+        ip(ns, family, &format!("route add {route} src {}", w.cluster.ip("client", v6)))?;
+        let said = talk::try_echo(ns, SocketAddr::new(to.parse()?, 7091), SHORT);
+        let is_ours = |text: String| text.contains(to) && text.contains(":7091");
+        let live = w.cluster.n1.admin("/connections")?;
+        let live = live.as_array().into_iter().flatten().filter(|c| is_ours(c.to_string())).count();
+        let lines = w.cluster.n1.access()?.iter().filter(|l| is_ours(l.to_string())).count();
+        ip(ns, family, &format!("route del {route}"))?;
+        ensure!(live <= 1 && lines <= 1, "one connection to {to} became {live} and {lines}: {said:?}");
+        ensure!(said.is_ok(), "{to} is the pod's own: {said:?}");
         w.honest(v6)?;
     }
     Ok(())
