@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 use kernel::sockets::{self, connect, connect_at_once, tcp};
 use kernel::{Accepted, Place, StandIn, answerer, at, read_line, who};
-use underpass::bpf::{CaptureMode, Destination, Kernel, Marks};
+use underpass::bpf::{CaptureMode, Destination, Kernel, Marks, OwnPorts};
 use underpass_tests::hostile::{self, Tricks};
 use underpass_tests::stories::{self, World};
 use underpass_tests::wait;
@@ -132,9 +132,15 @@ fn stays_local(place: &mut Place) -> Result<()> {
         "::1".parse()?,
         "0.0.0.0".parse()?,
     ]);
-    for ip in own {
-        let line = who(&client.ns, at(ip, 7000)).with_context(|| format!("dialling {ip}"))?;
-        ensure!(answerer(&line) == "server", "{ip}: {line}");
+    for away in [false, true] {
+        if away {
+            // They are none of the agent's business, so they do without it.
+            stand_in.close();
+        }
+        for ip in &own {
+            let line = who(&client.ns, at(*ip, 7000)).with_context(|| format!("dialling {ip}, {away}"))?;
+            ensure!(answerer(&line) == "server", "{ip}: {line}");
+        }
     }
     ensure!(stand_in.take_accepted().is_empty());
     client.ns.ip_batch("addr del 10.201.77.1/32 dev lo\naddr del fd00:201:77::1/128 dev lo\n")?;
@@ -335,6 +341,14 @@ fn udp(place: &mut Place) -> Result<()> {
         let mut buffer = [0; 16];
         let (n, from) = theirs.recv_from(&mut buffer)?;
         ensure!(&buffer[..n] == b"query" && from == ours.local_addr()?);
+        // Into the pod as well, whatever its plan says of TCP, and to the agent's numbers.
+        for port in [5353, OwnPorts::default().hbone] {
+            let inside = client.ns.run(|| std::net::UdpSocket::bind(at(client.ip(v6), port)))?;
+            inside.set_read_timeout(Some(talk::DEADLINE))?;
+            server.ns.run(|| theirs.send_to(b"notice", inside.local_addr()?))?;
+            let (n, _) = inside.recv_from(&mut buffer).with_context(|| format!("UDP to port {port}"))?;
+            ensure!(&buffer[..n] == b"notice");
+        }
     }
     ensure!(stand_in.take_accepted().is_empty());
     Ok(())

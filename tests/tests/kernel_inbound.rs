@@ -34,6 +34,7 @@ fn main() -> ExitCode {
         ("nobody_else_binds_the_agents_ports", guarded_binds),
         ("unmeshed_namespaces_bind_what_they_like", unguarded_binds),
         ("bad_listeners_are_refused", bad_listeners),
+        ("what_is_said_of_one_pod_changes_no_other", two_pods),
     ])
 }
 
@@ -251,6 +252,32 @@ fn inbound_only(place: &mut Place) -> Result<()> {
         ensure!(outcome(place, at(place.pod("server").ip(v6), 8080))? == "plaintext");
         let line = who(&place.pod("server").ns, at(place.pod("client").ip(v6), 8080))?;
         ensure!(answerer(&line) == "server", "outbound was captured: {line}");
+        let line = who(&place.pod("server").ns, at(place.pod("server").ip(v6), 8080))?;
+        ensure!(answerer(&line) == "server", "the pod does not reach itself: {line}");
+    }
+    Ok(())
+}
+
+fn two_pods(place: &mut Place) -> Result<()> {
+    let [first, second] = ["server", "client"].map(|pod| place.enrol(pod, CaptureMode::Mark));
+    let (first, second) = (first?, second?);
+    let _applications =
+        [place.real("server", 8080)?, place.real("server", 8081)?, place.real("client", 8080)?];
+    first.inbound(plan(Dropped, &[(8080, Pass)]))?;
+    second.inbound(plan(Steer, &[(8081, Pass)]))?;
+    second.enrol()?;
+    let (beside, server, client) = (place.pod("beside"), place.pod("server"), place.pod("client"));
+    for v6 in [false, true] {
+        // The last one by what are its own addresses, since its plan forbids it.
+        for (from, to, port, answer) in [
+            (beside, server, 8080, "server"),
+            (beside, client, 8080, "plaintext"),
+            (server, server, 8081, "server"),
+        ] {
+            let what = format!("{} to {}", from.name, at(to.ip(v6), port));
+            let line = who(&from.ns, at(to.ip(v6), port)).with_context(|| what.clone())?;
+            ensure!(answerer(&line) == answer, "{what}: {line}");
+        }
     }
     Ok(())
 }

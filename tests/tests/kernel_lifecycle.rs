@@ -4,13 +4,14 @@
 mod kernel;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result, ensure};
-use kernel::loaded::program_ids;
+use kernel::loaded::{link_ids, program_ids};
 use kernel::sockets::{connect_at_once, tcp};
 use kernel::{PORT, Place, StandIn, answerer, answers, at, config, fails_closed, load, who};
 use underpass::bpf::{self, BpfError, CaptureMode, Destination, Features, Kernel, Programs};
@@ -83,6 +84,7 @@ fn adoption(place: &mut Place) -> Result<()> {
     stand_in.inbound(InboundPlan::all(InboundAction::Steer))?;
     let _real = place.real("server", PORT)?;
     let before = program_ids(&place.config.pin_root, "a")?;
+    let links = link_ids(&before)?;
     place.programs.teach(place.pod("beside").ip(false), Destination::Leave)?;
     let cookie = stand_in.cookie();
     leave(place, stand_in);
@@ -92,6 +94,10 @@ fn adoption(place: &mut Place) -> Result<()> {
     // New programs, on the old maps: ranges, destinations and plans are still there.
     let after = program_ids(&place.config.pin_root, "a")?;
     ensure!(before.is_disjoint(&after), "old programs are still attached: {before:?} {after:?}");
+    // In the same links: with new ones there would be a moment without either program.
+    ensure!(!links.is_empty() && links == link_ids(&after)?, "links were made anew: {links:?}");
+    let folder = fs::metadata(place.config.pin_root.join("a/v1/maps"))?;
+    ensure!(folder.permissions().mode() & 0o077 == 0, "others may open the maps: {folder:?}");
     for v6 in [false, true] {
         ensure!(answers(place, "client", v6)? == "outbound");
         let line = who(&place.pod("beside").ns, at(place.pod("client").ip(v6), 9999))?;
@@ -222,6 +228,18 @@ fn foreign_pins(place: &mut Place) -> Result<()> {
         bpf::uninstall(&config.pin_root, "b")?;
         ensure!(!fs::exists(&base)?);
     }
+    // Links of ours, each in the place of the other kind.
+    let programs = Arc::new(load(&config, Features::detect())?);
+    let stand_in = StandIn::start(&programs, place.pod("beside"), CaptureMode::Mark)?;
+    let (pod, link) = (base.join("pods").join(stand_in.cookie().0.to_string()), base.join("links/connect4"));
+    fs::rename(&pod, &link)?;
+    let error = load_error(&config).context("a namespace's link was taken for the cgroup's")?;
+    ensure!(matches!(&error, BpfError::ForeignPin { path, .. } if *path == link), "{error}");
+    fs::rename(base.join("links/connect6"), &pod)?;
+    let error = stand_in.enrol().err().context("a cgroup's link was taken for the namespace's")?;
+    ensure!(error.to_string().contains(&pod.display().to_string()), "{error}");
+    drop(stand_in);
+    bpf::uninstall(&config.pin_root, "b")?;
     let misnamed = bpf::Config { instance: "../b".to_owned(), ..config.clone() };
     ensure!(matches!(load_error(&misnamed), Some(BpfError::BadInstance(_))));
     let elsewhere = bpf::Config { pin_root: std::env::temp_dir().join("underpass-pins"), ..config };
