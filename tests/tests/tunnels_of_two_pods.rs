@@ -23,6 +23,7 @@ fn main() -> ExitCode {
         ("each_pods_connections_come_from_its_own_address_in_its_own_tunnel", own_tunnels),
         ("a_policy_by_address_tells_the_twins_apart", policy_by_address),
         ("a_twin_that_leaves_the_mesh_takes_nothing_of_the_other_along", leaves_the_mesh),
+        ("a_twin_with_another_account_is_somebody_else", another_account),
         ("a_twin_that_is_deleted_takes_nothing_of_the_other_along", deleted),
     ])
 }
@@ -135,12 +136,39 @@ fn leaves_the_mesh(w: &mut Twins) -> Result<()> {
     })?;
     drop(pollux);
     w.goes_on(&mut castor)?;
+    // It is a pod like any other now, and has back what it was like.
+    enrolled(&w.cluster, 1)?;
+    let seen = w.cluster.n1.access()?.len();
+    for v6 in [false, true] {
+        talk::echo_once(w.cluster.ns(TWINS[1]), w.cluster.addr("server", APP, v6))
+            .context("without the mesh")?;
+        let rules = w.cluster.ns(TWINS[1]).ip(if v6 { "-6 rule" } else { "rule" })?;
+        ensure!(!rules.contains("fwmark"), "it keeps the rule: {rules}");
+    }
+    let lines = w.cluster.n1.access()?;
+    ensure!(!lines[seen..].iter().any(|l| l.is("src.workload", TWINS[1])), "the agent still carries it");
 
     w.cluster.apply(w.mesh.clone())?;
     enrolled(&w.cluster, TWINS.len())?;
     w.goes_on(&mut castor)?;
     drop(w.dial(TWINS[1], false).context("pollux is back")?);
     Ok(())
+}
+
+/// The same sandbox, and from one edit of the file to the next another identity.
+fn another_account(w: &mut Twins) -> Result<()> {
+    for account in ["other", "twin"] {
+        let mut mesh = w.mesh.clone();
+        mesh.workload(TWINS[1]).service_account = account.into();
+        w.cluster.apply(mesh)?;
+        wait::until_true(wait::PATIENCE, &format!("{} is {account}", TWINS[1]), || {
+            let Ok(stream) = w.dial(TWINS[1], false) else { return false };
+            let _ = talk::finish(stream);
+            let lines = w.cluster.n2.access().unwrap_or_default();
+            lines.last().is_some_and(|l| l.is("src.identity", &identity(account)))
+        })?;
+    }
+    enrolled(&w.cluster, TWINS.len())
 }
 
 fn deleted(w: &mut Twins) -> Result<()> {
