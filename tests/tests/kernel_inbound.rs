@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use kernel::sockets::{self, as_nobody, tcp};
-use kernel::{Place, StandIn, answerer, at, read_line, who};
+use kernel::{Place, StandIn, answerer, at, loaded, read_line, who};
 use socket2::{Domain, Socket, Type};
 use underpass::bpf::{CaptureMode, Features, Kernel, Listeners, OwnPorts};
 use underpass::model::{InboundAction, InboundPlan};
@@ -279,6 +279,10 @@ fn two_pods(place: &mut Place) -> Result<()> {
             ensure!(answerer(&line) == answer, "{what}: {line}");
         }
     }
+    let [gone, stays] = [&first, &second].map(StandIn::cookie);
+    drop(first);
+    let rows = |pod| loaded::rows_of(pod, &place.config.pin_root, "a");
+    ensure!(rows(gone)? == 0 && rows(stays)? > 0, "{} and {} rows", rows(gone)?, rows(stays)?);
     Ok(())
 }
 
