@@ -233,6 +233,7 @@ fn node(
             flow: FlowSettings { max_header_list: CLIENT_HEADER_LIST, ..flow.clone() },
             max_streams: t.max_streams as usize,
             connect_timeout: t.connect_timeout,
+            answer_timeout: t.answer_timeout,
             idle_timeout: t.idle_timeout,
             keepalive: keepalive.clone(),
         },

@@ -26,6 +26,7 @@ fn main() -> ExitCode {
         ("large_transfers_are_exact_both_ways", transfers),
         ("half_close_is_carried_both_ways", half_close),
         ("a_reset_stays_a_reset_and_a_refusal_is_no_clean_end", resets),
+        ("who_leaves_while_the_other_end_is_still_dialled_is_not_waited_for", left_early),
         ("a_reader_who_stops_stops_the_writer_and_bounds_memory", slow_reader),
         ("every_form_of_connecting_works_and_shows_true_addresses", forms_of_connecting),
         ("two_destinations_are_reached_from_one_bound_port", bound_port),
@@ -178,6 +179,34 @@ fn resets(w: &mut Traffic) -> Result<()> {
     c.n2.wait_access("the client's reset", |l| l.cause() == "client_reset")?;
     c.n1.wait_access("the server's reset", |l| l.cause() == "server_reset")?;
     c.n2.wait_access("the refusal", |l| l.cause() == "connect_refused")?;
+    Ok(())
+}
+
+fn left_early(w: &mut Traffic) -> Result<()> {
+    let c = &w.0;
+    let to = c.addr("server", 7023, false);
+    // Nobody accepts, and the queue is full: the server's agent waits for its SYN to be answered.
+    let (_deaf, _queue) = c.ns("server").run(|| {
+        let deaf = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        deaf.bind(&to.into())?;
+        deaf.listen(0)?;
+        let fill = || TcpStream::connect_timeout(&to, Duration::from_millis(500)).ok();
+        let queue: Vec<_> = std::iter::from_fn(fill).take(16).collect();
+        ensure!(queue.len() < 16, "the queue has no end");
+        Ok((deaf, queue))
+    })?;
+    let seen = c.n1.access()?.len();
+    let stream = talk::dial(c.ns("client"), to)?;
+    let opening = || {
+        let all = c.n2.admin("/connections").unwrap_or_default().to_string();
+        all.contains(":7023") && all.contains("\"opening\"")
+    };
+    wait::until_true(wait::PATIENCE, "the server's agent dials", opening)?;
+    SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+    drop(stream);
+    // Not what the server's agent says when it gives up.
+    let line = c.n1.wait_access_after(seen, "the client's end", |l| l.to_string().contains(":7023"))?;
+    ensure!(line.cause() == "client_reset", "{line}");
     Ok(())
 }
 

@@ -64,6 +64,7 @@ impl Check {
             ("tunnel.pingInterval", tunnel.ping_interval, second),
             ("tunnel.pingTimeout", tunnel.ping_timeout, second),
             ("tunnel.connectTimeout", tunnel.connect_timeout, Duration::from_millis(1)),
+            ("tunnel.answerTimeout", tunnel.answer_timeout, Duration::from_millis(1)),
             ("proxy.connectTimeout", proxy.connect_timeout, Duration::from_millis(1)),
             // The kernel counts both in whole seconds, and up to 32767.
             ("proxy.keepalive.idle", proxy.keepalive.idle, second),

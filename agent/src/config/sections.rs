@@ -167,6 +167,11 @@ pub struct Tunnel {
     #[serde(with = "units::duration")]
     #[schemars(with = "String")]
     pub connect_timeout: Duration,
+    /// How long a connection may take to be opened through a tunnel, the other agent's connecting to
+    /// its application included.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "String")]
+    pub answer_timeout: Duration,
 }
 
 impl Default for Tunnel {
@@ -182,6 +187,7 @@ impl Default for Tunnel {
             ping_timeout: Duration::from_secs(20),
             idle_timeout: Duration::from_secs(300),
             connect_timeout: Duration::from_secs(10),
+            answer_timeout: Duration::from_secs(60),
         }
     }
 }

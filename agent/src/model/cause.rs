@@ -26,6 +26,8 @@ pub enum Cause {
     DeniedByPeer,
     /// The peer answered CONNECT with another status than 200 and 401.
     RejectedByPeer,
+    /// The peer took CONNECT and gave no answer in time.
+    NoAnswer,
     /// Our own policy refused.
     PolicyDenied,
     /// A policy changed and this live connection is no longer permitted.
@@ -63,6 +65,7 @@ impl Cause {
             Self::TunnelFailed => "tunnel_failed",
             Self::DeniedByPeer => "denied_by_peer",
             Self::RejectedByPeer => "rejected_by_peer",
+            Self::NoAnswer => "no_answer",
             Self::PolicyDenied => "policy_denied",
             Self::PolicyRevoked => "policy_revoked",
             Self::BadTarget => "bad_target",

@@ -10,7 +10,7 @@ use tokio_rustls::TlsConnector;
 use super::capture::{self, Captured};
 use super::deliver;
 use super::dial::DialError;
-use super::end::End;
+use super::end::{End, while_wanted};
 use super::node::PodProxy;
 use super::tunnel::{self, Carrier, Connect, Forwarded, Key, Target, TraceParent};
 use crate::discovery::{self, Route};
@@ -92,14 +92,10 @@ async fn through_tunnel(
     let opened =
         pod.pool.open(&key, &request, || connect(Arc::clone(pod), way.next_hop, Arc::clone(&way.expected)));
     let stop = pod.enrolled.cut.child();
-    let tunnel = tokio::select! {
-        opened = opened => match opened {
-            Ok(tunnel) => tunnel,
-            Err(e) => return End::refused(stream, e.cause(), e.to_string()),
-        },
-        cause = stop.ended() => {
-            return End::refused(stream, cause, "the agent or the pod is leaving".into());
-        }
+    let tunnel = match while_wanted(&stream, &stop, opened).await {
+        Ok(Ok(tunnel)) => tunnel,
+        Ok(Err(e)) => return End::refused(stream, e.cause(), e.to_string()),
+        Err((cause, why)) => return End::refused(stream, cause, why),
     };
     // The pool hands out only tunnels whose peer proved one of the expected identities.
     record.set_mtls(true);
@@ -138,12 +134,13 @@ async fn connect(
 /// from the pod's own address, as the application would have made it.
 async fn passed_on(pod: &PodProxy, stream: TcpStream, record: &Record, to: SocketAddr) -> End {
     record.set_next_hop(NextHop(to));
-    let upstream = match pod.dialer().as_pod(to, None).await {
-        Ok(upstream) => upstream,
-        Err(e) => return End::refused(stream, dial_cause(&e), e.to_string()),
+    let stop = pod.enrolled.cut.child();
+    let upstream = match while_wanted(&stream, &stop, pod.dialer().as_pod(to, None)).await {
+        Ok(Ok(upstream)) => upstream,
+        Ok(Err(e)) => return End::refused(stream, dial_cause(&e), e.to_string()),
+        Err((cause, why)) => return End::refused(stream, cause, why),
     };
     record.established();
-    let stop = pod.enrolled.cut.child();
     deliver::copy_tcp(stream, upstream, record.counts(), &stop).await.into()
 }
 

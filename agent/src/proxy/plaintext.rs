@@ -7,7 +7,7 @@ use tokio::net::TcpStream;
 
 use super::capture::{self, Captured};
 use super::deliver;
-use super::end::End;
+use super::end::{End, while_wanted};
 use super::node::PodProxy;
 use super::outbound::dial_cause;
 use crate::model::{AppAddr, Cause};
@@ -54,9 +54,10 @@ async fn judged(
     if let Some(policy) = permit.policy() {
         record.set_policy(Arc::clone(policy));
     }
-    let upstream = match pod.deliver_as(app, client).await {
-        Ok(upstream) => upstream,
-        Err(e) => return End::refused(stream, dial_cause(&e), e.to_string()),
+    let upstream = match while_wanted(&stream, permit.stop(), pod.deliver_as(app, client)).await {
+        Ok(Ok(upstream)) => upstream,
+        Ok(Err(e)) => return End::refused(stream, dial_cause(&e), e.to_string()),
+        Err((cause, why)) => return End::refused(stream, cause, why),
     };
     record.established();
     deliver::copy_tcp(stream, upstream, record.counts(), permit.stop()).await.into()

@@ -13,7 +13,7 @@ mod tunnelled;
 
 pub use outcome::Outcome;
 pub use plain::copy_tcp;
-pub use tcp::reset;
+pub use tcp::{broken, reset};
 pub use tunnelled::copy;
 
 /// How long bytes that came before a reset may take to reach a reader who is slow, before the reset does.

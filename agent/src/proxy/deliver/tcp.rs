@@ -86,6 +86,14 @@ pub(super) fn send_fin(tcp: &TcpStream) -> io::Result<()> {
     SockRef::from(tcp).shutdown(Shutdown::Write)
 }
 
+/// Ready when the connection broke, also while nobody reads from it; not at its end in order.
+pub async fn broken(tcp: &TcpStream) -> io::Error {
+    match tcp.ready(Interest::ERROR).await {
+        Ok(_) => socket_error(tcp),
+        Err(e) => e,
+    }
+}
+
 /// What the kernel has to say about a socket that reported an error without being read or written.
 pub(super) fn socket_error(tcp: &TcpStream) -> io::Error {
     match tcp.take_error() {

@@ -30,6 +30,10 @@ pub enum TunnelError {
     Reset(Reason),
     #[error("the tunnel broke before an answer came: {0}; see the peer's log")]
     Lost(Arc<str>),
+    #[error(
+        "the peer did not answer CONNECT within {0:?}; does the application accept connections? See the peer's log"
+    )]
+    NoAnswer(std::time::Duration),
     #[error("the peer refused the stream on {0} connections in a row; it is overloaded or stopping")]
     RefusedRepeatedly(usize),
     #[error("the pool of this pod is closed ({})", .0.as_str())]
@@ -48,6 +52,7 @@ impl TunnelError {
         match self {
             Self::Dial(e) => e.cause,
             Self::ConnectTimeout(_) => Cause::PeerUnreachable,
+            Self::NoAnswer(_) => Cause::NoAnswer,
             Self::Denied => Cause::DeniedByPeer,
             Self::Rejected(_) => Cause::RejectedByPeer,
             Self::Handshake(_) | Self::Reset(_) | Self::Lost(_) | Self::RefusedRepeatedly(_) => {

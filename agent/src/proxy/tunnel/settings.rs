@@ -13,6 +13,9 @@ pub struct ClientSettings {
     pub max_streams: usize,
     /// For the connection's TCP and TLS handshakes together. The connector may have stricter limits.
     pub connect_timeout: Duration,
+    /// For a stream to be opened: a handshake if need be, and the peer's answer, which waits for the
+    /// application's own TCP handshake.
+    pub answer_timeout: Duration,
     /// A connection without streams is closed after this time.
     pub idle_timeout: Duration,
     pub keepalive: KeepaliveSettings,
@@ -58,6 +61,7 @@ impl Default for ClientSettings {
             flow: FlowSettings { max_header_list: 16 * 1024, ..FlowSettings::default() },
             max_streams: 100,
             connect_timeout: Duration::from_secs(20),
+            answer_timeout: Duration::from_secs(60),
             idle_timeout: Duration::from_secs(5 * 60),
             keepalive: KeepaliveSettings::default(),
         }

@@ -254,6 +254,7 @@ fn the_page_lists_every_cause_with_its_flags() {
         TunnelFailed,
         DeniedByPeer,
         RejectedByPeer,
+        NoAnswer,
         PolicyDenied,
         PolicyRevoked,
         BadTarget,
@@ -272,7 +273,7 @@ fn the_page_lists_every_cause_with_its_flags() {
             Closed | ClientReset | ServerReset | ConnectRefused | PeerUnreachable | TlsFailed
             | WrongIdentity | TunnelFailed | DeniedByPeer | RejectedByPeer | PolicyDenied | PolicyRevoked
             | BadTarget | BadRequest | NoEndpoint | Loop | SpoofedSource | NoCertificate | Drained
-            | PodGone | Internal => {}
+            | PodGone | Internal | NoAnswer => {}
         }
         let row = PAGE.lines().find(|l| l.starts_with(&format!("| `{}` |", cause.as_str())));
         let flags = row.and_then(|row| row.strip_suffix("` |")?.rsplit_once('`'));

@@ -12,7 +12,9 @@ mod table;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use http::Request;
 use serde::Serialize;
+use tokio::time::timeout;
 
 pub use key::Key;
 use table::{Found, Place, Table};
@@ -39,8 +41,7 @@ impl Pool {
     /// below its stream), another tunnel is tried; likewise when a tunnel that had been idle in the pool
     /// turns out to be dead: no byte of the application has been sent by then.
     ///
-    /// Safe to cancel. There is no time limit for the peer's answer, which waits for the application's
-    /// own TCP handshake.
+    /// Safe to cancel. Takes no longer than the settings' `answer_timeout`.
     pub async fn open<C, F, T>(
         &self,
         key: &Key,
@@ -57,6 +58,22 @@ impl Pool {
             return Err(TunnelError::ForeignPod { own, asked });
         }
         let request = request.encode().map_err(|e| TunnelError::Encoding(e.to_string().into()))?;
+        let limit = self.inner.settings.answer_timeout;
+        let opened = timeout(limit, self.open_somewhere(key, request, connector)).await;
+        opened.unwrap_or(Err(TunnelError::NoAnswer(limit)))
+    }
+
+    async fn open_somewhere<C, F, T>(
+        &self,
+        key: &Key,
+        request: Request<()>,
+        connector: C,
+    ) -> Result<TunnelStream, TunnelError>
+    where
+        C: Fn() -> F,
+        F: Future<Output = Result<T, DialError>> + Send + 'static,
+        T: Transport,
+    {
         let mut refused_by = Vec::new();
         for _ in 0..ATTEMPTS {
             let place = self.place(key, &refused_by, &connector)?;

@@ -361,6 +361,20 @@ async fn a_lower_limit_of_the_peer_strands_nobody() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_peer_that_answers_pings_and_never_a_request_is_not_waited_for_for_ever() {
+    let never = |inbound: Inbound| std::mem::forget(inbound.respond);
+    let peers = Peers::new(move |far, _| async move {
+        serve(far, &ServerSettings::default(), Drain::default(), never).await;
+    });
+    let pool = pool(ClientSettings::default());
+    let begun = Instant::now();
+    let error = open(&pool, 1, || peers.dial()).await.err().unwrap();
+    assert!(matches!(error, TunnelError::NoAnswer(_)), "{error}");
+    assert_eq!((error.cause(), begun.elapsed()), (Cause::NoAnswer, MINUTE));
+    eventually("the place is free", || streams(&pool) == [0]).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_silent_peer_is_dropped_and_replaced() {
     let pool = pool(ClientSettings::default());
     let peers = Peers::new(|far: DuplexStream, n| async move {
