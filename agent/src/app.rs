@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Admin};
@@ -19,7 +20,7 @@ use crate::lifecycle::{Readiness, Shutdown, Signals, TaskGroup};
 use crate::model::NetnsCookie;
 use crate::pods::{self, Destinations, Table};
 use crate::proxy::tunnel::{ClientSettings, FlowSettings, KeepaliveSettings, ServerSettings};
-use crate::proxy::{self, Node};
+use crate::proxy::{self, Handshakes, Limits, Node};
 use crate::sys::netns;
 use crate::sys::socket::Keepalive;
 use crate::telemetry::process::LogControl;
@@ -32,19 +33,19 @@ use crate::telemetry::{FlowLeftAlone, Telemetry};
 /// ends without an error.
 pub fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
     netns::remember_home()?;
-    raise_descriptor_limit();
+    let descriptors = raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(workers(config.proxy.workers))
         .enable_all()
         .build()
         .context("cannot start the runtime's threads")?;
-    let done = runtime.block_on(serve(config, log));
+    let done = runtime.block_on(serve(config, log, descriptors));
     // What still hangs in a blocking call must not hold the process.
     runtime.shutdown_timeout(Duration::from_secs(1));
     done
 }
 
-async fn serve(config: Config, log: LogControl) -> anyhow::Result<()> {
+async fn serve(config: Config, log: LogControl, descriptors: usize) -> anyhow::Result<()> {
     let shutdown = Shutdown::new(config.proxy.drain_deadline);
     tokio::spawn(Signals::take()?.stop(shutdown.clone()));
     let readiness = Readiness::new();
@@ -65,7 +66,7 @@ async fn serve(config: Config, log: LogControl) -> anyhow::Result<()> {
     let pods_tried = readiness.guard("pods");
     pods_tried.waits_for(format!("the pods that {} names", config.discovery.file.display()));
     let draining = shutdown.draining();
-    let node = node(&config, &kernel, &destinations, &telemetry, &store);
+    let node = node(&config, &kernel, &destinations, &telemetry, &store, descriptors);
     let mut tasks = TaskGroup::new();
     // Until the last connection is gone: what is forbidden meanwhile is cut.
     let drained = CancellationToken::new();
@@ -214,6 +215,7 @@ fn node(
     destinations: &Arc<Destinations>,
     telemetry: &Telemetry,
     store: &Store,
+    descriptors: usize,
 ) -> Arc<Node> {
     let t = &config.tunnel;
     let keepalive = KeepaliveSettings { interval: t.ping_interval, timeout: t.ping_timeout };
@@ -246,6 +248,9 @@ fn node(
         connect_timeout: config.proxy.connect_timeout,
         handshake_timeout: t.connect_timeout,
         keepalive: Keepalive { idle: k.idle, interval: k.interval, probes: u32::from(k.probes) },
+        handshakes: Arc::new(Handshakes::new(Limits::of(descriptors))),
+        // Most connections hold one descriptor.
+        share_of_a_pod: descriptors / 2,
     })
 }
 
@@ -290,14 +295,17 @@ fn workers(configured: u16) -> usize {
     if configured == 0 { all.div_ceil(4).max(2) } else { usize::from(configured) }
 }
 
-/// Two descriptors for each connection soon pass the usual soft limit of 1024.
-fn raise_descriptor_limit() {
+/// Two descriptors for each connection soon pass the usual soft limit of 1024. Gives back how many there
+/// may be.
+fn raise_descriptor_limit() -> usize {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
     if let Err(e) = raised {
         tracing::warn!(error = %e, "setrlimit RLIMIT_NOFILE failed; raise LimitNOFILE for more connections");
     }
+    let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
+    usize::try_from(limit).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS)
 }
 
 /// For what should end at once when it is told to.

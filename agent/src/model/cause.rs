@@ -42,6 +42,8 @@ pub enum Cause {
     Loop,
     /// The source address is not one of the pod's own.
     SpoofedSource,
+    /// The pod has as many connections, or unfinished handshakes, in the agent as it may.
+    Overloaded,
     /// No valid certificate for the pod's service account.
     NoCertificate,
     /// The agent is stopping and the drain deadline passed.
@@ -73,6 +75,7 @@ impl Cause {
             Self::NoEndpoint => "no_endpoint",
             Self::Loop => "loop",
             Self::SpoofedSource => "spoofed_source",
+            Self::Overloaded => "overloaded",
             Self::NoCertificate => "no_certificate",
             Self::Drained => "drained",
             Self::PodGone => "pod_gone",

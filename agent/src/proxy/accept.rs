@@ -8,11 +8,19 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
+use super::admission::Rate;
+use super::deliver;
 use super::node::PodProxy;
+use crate::model::{Cause, Direction};
 
 /// Serves each connection of `listener` with `serve`.
-pub async fn run<F, Fut>(listener: TcpListener, pod: Arc<PodProxy>, stop: CancellationToken, serve: F)
-where
+pub async fn run<F, Fut>(
+    listener: TcpListener,
+    pod: Arc<PodProxy>,
+    stop: CancellationToken,
+    direction: Direction,
+    serve: F,
+) where
     F: Fn(Arc<PodProxy>, TcpStream) -> Fut,
     Fut: Future<Output = ()> + Send + 'static,
 {
@@ -26,14 +34,30 @@ where
             () = stop.cancelled() => return,
         };
         match accepted {
-            Ok((stream, _)) => {
-                pod.enrolled.tasks.spawn(serve(Arc::clone(&pod), stream));
-            }
+            Ok((stream, _)) => match pod.admit() {
+                Some(place) => {
+                    let serving = serve(Arc::clone(&pod), stream);
+                    pod.enrolled.tasks.spawn(async move {
+                        serving.await;
+                        drop(place);
+                    });
+                }
+                None => {
+                    deliver::reset(stream);
+                    pod.node.telemetry.refused(direction, Cause::Overloaded);
+                    if FULL.allows() {
+                        tracing::error!(pod = %pod.enrolled.pod.name, most = pod.node.share_of_a_pod,
+                            "a connection was reset: the pod has as many as one pod may; if they are honest, raise the agent's LimitNOFILE");
+                    }
+                }
+            },
             Err(e) if is_of_the_connection(&e) => {}
             Err(e) => {
                 // Out of descriptors or memory: the queue keeps what waits, and spinning helps nobody.
-                tracing::error!(pod = %pod.enrolled.pod.name, error = %e,
-                    "accept failed; if descriptors ran out, raise the agent's LimitNOFILE");
+                if FAILED.allows() {
+                    tracing::error!(pod = %pod.enrolled.pod.name, error = %e,
+                        "accept failed; if descriptors ran out, raise the agent's LimitNOFILE");
+                }
                 tokio::time::sleep(PAUSE).await;
             }
         }
@@ -47,5 +71,9 @@ fn is_of_the_connection(e: &io::Error) -> bool {
         io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
     )
 }
+
+/// For the whole process: every listener meets the same shortage.
+static FAILED: Rate = Rate::new(1);
+static FULL: Rate = Rate::new(1);
 
 const PAUSE: Duration = Duration::from_millis(50);

@@ -27,8 +27,18 @@ pub async fn serve(pod: Arc<PodProxy>, stream: TcpStream) {
     let client = ClientAddr(SocketAddr::new(client.ip().to_canonical(), client.port()));
     let local = OriginalDst(SocketAddr::new(local.ip().to_canonical(), local.port()));
     let _ = socket::tune(std::os::fd::AsFd::as_fd(&stream), pod.node.keepalive);
-    let (tls, peer) = match handshake(&pod, stream).await {
+    let place = pod.node.handshakes.enter(pod.enrolled.netns.cookie(), client.ip());
+    let done = tokio::select! {
+        done = handshake(&pod, stream) => done,
+        () = place.gives_way() => Err((Cause::Overloaded, "too many handshakes; this was the oldest".into())),
+        cause = pod.enrolled.cut.ended() => Err((cause, "ended during the TLS handshake".into())),
+    };
+    drop(place);
+    let (tls, peer) = match done {
         Ok(done) => done,
+        Err((cause, _)) if !pod.failed_handshakes.allows() => {
+            return pod.node.telemetry.unlogged(Direction::Inbound, cause);
+        }
         Err((cause, why)) => {
             // Nothing was asked for yet, so the record is of the attempt itself.
             let record = capture::open(&pod, Direction::Inbound, client, local);
@@ -104,7 +114,12 @@ async fn one(pod: &Arc<PodProxy>, client: ClientAddr, local: OriginalDst, peer: 
     record.set_mtls(true);
     let target = target(&pod.enrolled.pod, &snapshot, local, &inbound.connect.target);
     drop(snapshot);
+    let place = pod.admit();
     let end = match target {
+        Ok(_) if place.is_none() => {
+            let why = "the pod has as many connections as one pod may".to_owned();
+            reject(inbound.respond, StatusCode::SERVICE_UNAVAILABLE, Cause::Overloaded, why)
+        }
         Ok(app) => connection(pod, client, peer, app, &record, inbound.respond).await,
         Err((status, cause, why)) => reject(inbound.respond, status, cause, why),
     };

@@ -2,6 +2,7 @@
 //! `Permit`, so an inbound delivery without a decision does not compile.
 
 mod accept;
+mod admission;
 mod authorize;
 mod capture;
 pub mod deliver;
@@ -15,14 +16,16 @@ pub mod tunnel;
 
 use std::sync::{Arc, Weak};
 
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
+pub use admission::{Handshakes, Limits};
 pub use node::Node;
 
 use crate::lifecycle::Shutdown;
-use crate::model::Cause;
+use crate::model::{Cause, Direction};
 use crate::pods::{EnrolledPod, Started};
+use admission::Rate;
 use authorize::Authorizer;
 use node::PodProxy;
 use tunnel::Pool;
@@ -52,6 +55,9 @@ pub async fn run(node: Arc<Node>, mut started: mpsc::UnboundedReceiver<Started>,
     futures::future::join_all(draining).await;
 }
 
+/// Of one pod, that have a line each in the access log. Anybody can make them fail.
+const FAILED_HANDSHAKES_A_SECOND: u32 = 50;
+
 fn serve_pod(node: &Arc<Node>, Started { pod: enrolled, listeners }: Started, stop: &CancellationToken) {
     let authorizer = Authorizer::new(Arc::clone(&enrolled.pod), node.snapshots.clone());
     let pod = Arc::new(PodProxy {
@@ -59,16 +65,36 @@ fn serve_pod(node: &Arc<Node>, Started { pod: enrolled, listeners }: Started, st
         enrolled: Arc::clone(&enrolled),
         pool: Pool::new(enrolled.pod.uid.clone(), node.client.clone()),
         authorizer: Arc::clone(&authorizer),
+        share: Arc::new(Semaphore::new(node.share_of_a_pod)),
+        failed_handshakes: Rate::new(FAILED_HANDSHAKES_A_SECOND),
     });
     let acceptors = &enrolled.acceptors;
     for listener in listeners.outbound {
-        acceptors.spawn(accept::run(listener, Arc::clone(&pod), stop.clone(), outbound::serve));
+        acceptors.spawn(accept::run(
+            listener,
+            Arc::clone(&pod),
+            stop.clone(),
+            Direction::Outbound,
+            outbound::serve,
+        ));
     }
     for listener in listeners.plaintext {
-        acceptors.spawn(accept::run(listener, Arc::clone(&pod), stop.clone(), plaintext::serve));
+        acceptors.spawn(accept::run(
+            listener,
+            Arc::clone(&pod),
+            stop.clone(),
+            Direction::Inbound,
+            plaintext::serve,
+        ));
     }
     for listener in listeners.hbone {
-        acceptors.spawn(accept::run(listener, Arc::clone(&pod), stop.clone(), inbound::serve));
+        acceptors.spawn(accept::run(
+            listener,
+            Arc::clone(&pod),
+            stop.clone(),
+            Direction::Inbound,
+            inbound::serve,
+        ));
     }
     // Reviews for as long as connections may live, which is longer than listeners do.
     tokio::spawn(authorizer.review(enrolled.ended.clone()));

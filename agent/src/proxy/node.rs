@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
+use super::admission::{Handshakes, Rate};
 use super::authorize::Authorizer;
 use super::dial::{DialError, Dialer};
 use super::tunnel::{Baggage, BaggageFields, ClientSettings, Pool, ServerSettings};
@@ -28,6 +29,9 @@ pub struct Node {
     pub connect_timeout: Duration,
     pub handshake_timeout: Duration,
     pub keepalive: Keepalive,
+    pub handshakes: Arc<Handshakes>,
+    /// How many connections, and streams in tunnels to it, one pod may have in the agent at once.
+    pub share_of_a_pod: usize,
 }
 
 /// One enrolled pod and what its connections share. Tunnels are never shared with another pod, not
@@ -37,6 +41,9 @@ pub struct PodProxy {
     pub enrolled: Arc<EnrolledPod>,
     pub pool: Pool,
     pub authorizer: Arc<Authorizer>,
+    pub share: Arc<Semaphore>,
+    /// Those that get a line in the access log.
+    pub failed_handshakes: Rate,
 }
 
 impl Node {
@@ -53,6 +60,11 @@ impl PodProxy {
             timeout: self.node.connect_timeout,
             keepalive: self.node.keepalive,
         }
+    }
+
+    /// A place for one more connection; `None` when the pod has its share of the agent already.
+    pub fn admit(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.share).try_acquire_owned().ok()
     }
 
     /// The pod's first address of a family: what its tunnels come from.

@@ -124,6 +124,11 @@ impl Telemetry {
         self.inner.metrics.own.refused(direction, cause);
     }
 
+    /// As [`Self::refused`], where a line in the access log would have been due but there were too many.
+    pub fn unlogged(&self, direction: Direction, cause: Cause) {
+        self.inner.metrics.own.unlogged(direction, cause);
+    }
+
     /// A connection that the kernel left alone has closed, as its flow record tells.
     pub fn flow_left_alone(&self, flow: &FlowLeftAlone<'_>) {
         self.inner.metrics.own.flow_left_alone(flow);

@@ -262,6 +262,7 @@ fn the_page_lists_every_cause_with_its_flags() {
         NoEndpoint,
         Loop,
         SpoofedSource,
+        Overloaded,
         NoCertificate,
         Drained,
         PodGone,
@@ -273,7 +274,7 @@ fn the_page_lists_every_cause_with_its_flags() {
             Closed | ClientReset | ServerReset | ConnectRefused | PeerUnreachable | TlsFailed
             | WrongIdentity | TunnelFailed | DeniedByPeer | RejectedByPeer | PolicyDenied | PolicyRevoked
             | BadTarget | BadRequest | NoEndpoint | Loop | SpoofedSource | NoCertificate | Drained
-            | PodGone | Internal | NoAnswer => {}
+            | PodGone | Internal | NoAnswer | Overloaded => {}
         }
         let row = PAGE.lines().find(|l| l.starts_with(&format!("| `{}` |", cause.as_str())));
         let flags = row.and_then(|row| row.strip_suffix("` |")?.rsplit_once('`'));

@@ -59,6 +59,7 @@ pub const CATALOGUE: &[MetricInfo] = &[
     own::SOURCE_REFUSED,
     own::LOG_LINES,
     own::LOG_LOST,
+    own::LOG_SUPPRESSED,
     own::LOG_QUEUED,
     own::LABEL_SETS,
     own::LABEL_SETS_EVICTED,

@@ -69,6 +69,11 @@ pub(super) const LOG_LOST: MetricInfo = counter(
     &[],
     "Access log lines that the output refused to take (a full disk, a closed pipe)",
 );
+pub(super) const LOG_SUPPRESSED: MetricInfo = counter(
+    "underpass_access_log_suppressed_lines_total",
+    &[],
+    "Failed TLS handshakes without a line in the access log, because a pod had too many in one second",
+);
 pub(super) const LOG_QUEUED: MetricInfo =
     gauge("underpass_access_log_queued_bytes", &[], "Bytes of access log that wait for the output");
 pub(super) const LABEL_SETS: MetricInfo =
@@ -118,6 +123,7 @@ pub(in crate::telemetry) struct Own {
     source_refused: IntCounterVec,
     log_lines: IntCounter,
     log_lost: IntCounter,
+    log_suppressed: IntCounter,
     log_queued: IntGauge,
     label_sets: IntGauge,
     label_sets_evicted: IntCounter,
@@ -141,6 +147,7 @@ impl Own {
             source_refused: register(&registry, counters(&SOURCE_REFUSED)?)?,
             log_lines: register(&registry, IntCounter::with_opts(opts(&LOG_LINES))?)?,
             log_lost: register(&registry, IntCounter::with_opts(opts(&LOG_LOST))?)?,
+            log_suppressed: register(&registry, IntCounter::with_opts(opts(&LOG_SUPPRESSED))?)?,
             log_queued: register(&registry, IntGauge::with_opts(opts(&LOG_QUEUED))?)?,
             label_sets: register(&registry, IntGauge::with_opts(opts(&LABEL_SETS))?)?,
             label_sets_evicted: register(&registry, IntCounter::with_opts(opts(&LABEL_SETS_EVICTED))?)?,
@@ -151,6 +158,11 @@ impl Own {
 
     pub(in crate::telemetry) fn refused(&self, direction: Direction, cause: Cause) {
         self.refused.with_label_values(&[direction.as_str(), cause.as_str()]).inc();
+    }
+
+    pub(in crate::telemetry) fn unlogged(&self, direction: Direction, cause: Cause) {
+        self.refused(direction, cause);
+        self.log_suppressed.inc();
     }
 
     pub(in crate::telemetry) fn pods_enrolled(&self, pods: usize) {
