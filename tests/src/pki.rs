@@ -66,6 +66,13 @@ impl Authority {
         self.sign(params)
     }
 
+    /// A proper leaf whose time is over soon.
+    pub fn short_papers(&self, identity: &str, left: std::time::Duration) -> Result<Papers> {
+        let mut params = leaf(&[identity])?;
+        params.not_after = OffsetDateTime::now_utc() + left;
+        self.sign(params)
+    }
+
     /// A proper leaf whose time has not come.
     pub fn future_papers(&self, identity: &str) -> Result<Papers> {
         let mut params = leaf(&[identity])?;

@@ -6,14 +6,15 @@
 //! refused.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, TcpStream};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use underpass_tests::access_log::Line;
 use underpass_tests::capture::Capture;
 use underpass_tests::cluster::{Cluster, SHORT};
-use underpass_tests::hbone::{self, Attempt, Flood, Impostor, Outcome};
+use underpass_tests::hbone::{self, Attempt, Flood, Impostor, Outcome, Outstay};
 use underpass_tests::hostile::{self, Tricks};
 use underpass_tests::mesh::identity;
 use underpass_tests::packet::RST;
@@ -34,6 +35,8 @@ fn main() -> ExitCode {
         ("claims_about_the_source_change_nothing_that_policy_sees", claims),
         ("a_forged_source_reaches_nobody", forged),
         ("a_pod_speaks_to_nobody_who_cannot_prove_the_expected_identity", impostors),
+        ("a_crowd_without_papers_keeps_nobody_out", crowd),
+        ("a_tunnel_takes_no_stream_once_its_certificate_has_expired", outstay),
     ])
 }
 
@@ -450,6 +453,47 @@ fn impostors(w: &mut Siege) -> Result<()> {
     }
     c.n1.wait_access("the wrong identity", |l| l.cause() == "wrong_identity")?;
     Ok(())
+}
+
+/// More than one address may have handshakes under way with one pod.
+const CROWD: usize = 300;
+
+fn crowd(w: &mut Siege) -> Result<()> {
+    let to = w.cluster.addr("open", hbone::PORT, false);
+    let agent = &w.cluster.n2;
+    let refused = || agent.metric("underpass_connections_refused_total", &["direction=\"inbound\""]);
+    let crowded = || agent.metric("underpass_connections_refused_total", &["cause=\"overloaded\""]);
+    let unlogged = || agent.metric("underpass_access_log_suppressed_lines_total", &[]);
+    let (refused0, unlogged0, lines0) = (refused()?, unlogged()?, agent.access()?.len());
+    let crowd = w.ns("stranger").run(|| {
+        (0..CROWD).map(|_| Ok(TcpStream::connect_timeout(&to, wait::PATIENCE)?)).collect::<Result<Vec<_>>>()
+    })?;
+    // The oldest gives way, long before its time for a handshake is over.
+    crowd[0].set_read_timeout(Some(wait::PATIENCE))?;
+    let end = (&crowd[0]).read(&mut [0; 1]);
+    ensure!(!matches!(end, Ok(1..)), "{end:?}");
+    wait::until_true(wait::PATIENCE, "somebody gave way", || crowded().is_ok_and(|n| n > 0.0))?;
+    // Also from the crowd's own address.
+    for from in ["guest", "n1", "stranger"] {
+        w.works(from, false).with_context(|| format!("{from} beside the crowd"))?;
+    }
+    drop(crowd);
+    wait::until_true(wait::PATIENCE, "each one is counted", || {
+        refused().is_ok_and(|n| n - refused0 >= CROWD as f64)
+    })?;
+    let told = |lines: &[Line]| lines.iter().filter(|l| !l.is("verdict", "allow")).count() as f64;
+    wait::until_true(wait::PATIENCE, "each one has a line or is counted as one without", || {
+        let lines = agent.access().map_or(0.0, |all| told(&all[lines0..]));
+        unlogged().is_ok_and(|n| lines + (n - unlogged0) == CROWD as f64)
+    })
+}
+
+fn outstay(w: &mut Siege) -> Result<()> {
+    let papers = w.authority.short_papers(&identity("client"), Duration::from_secs(8))?;
+    let [to, target] = [hbone::PORT, APP].map(|port| w.cluster.addr("open", port, false));
+    Outstay { to, papers: &papers, target }.make(w.ns("stranger"))?;
+    w.open.forget();
+    w.works("stranger", false)
 }
 
 impl Siege {

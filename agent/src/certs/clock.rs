@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// What time it is. Tests hand in one that moves with tokio's paused time.
 #[derive(Clone)]
@@ -20,6 +20,17 @@ impl Clock {
 
     pub fn now(&self) -> SystemTime {
         (self.0)()
+    }
+
+    /// Waits until `at`, in short steps: when the wall clock is set, or the machine was suspended, a
+    /// timer that tokio runs on the monotonic clock would wake long after.
+    pub async fn reach(&self, at: SystemTime) {
+        while let Ok(left) = at.duration_since(self.now()) {
+            if left.is_zero() {
+                return;
+            }
+            tokio::time::sleep(left.clamp(Duration::from_millis(1), Duration::from_secs(60))).await;
+        }
     }
 }
 

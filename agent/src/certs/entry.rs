@@ -75,7 +75,7 @@ impl Entry {
         loop {
             let result = self.fetch(&workshop).await;
             let next = self.note(result, &workshop);
-            sleep_until(next, &workshop.clock).await;
+            workshop.clock.reach(next).await;
         }
     }
 
@@ -155,16 +155,5 @@ impl Entry {
     fn progress(&self) -> MutexGuard<'_, Progress> {
         // Plain fields that are each written whole: a panic elsewhere leaves them usable.
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Sleeps in short steps: when the wall clock is set, or the machine was suspended, the timer that
-/// tokio runs on the monotonic clock would wake long after the certificate has expired.
-async fn sleep_until(at: SystemTime, clock: &Clock) {
-    while let Ok(left) = at.duration_since(clock.now()) {
-        if left.is_zero() {
-            return;
-        }
-        tokio::time::sleep(left.clamp(Duration::from_millis(1), Duration::from_secs(60))).await;
     }
 }

@@ -1,6 +1,7 @@
 //! A certificate made ready for handshakes.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use rustls::{ClientConfig, ServerConfig};
@@ -13,6 +14,7 @@ use crate::tls::{self, Accept, Certificate, ClientTemplate, TlsError, TrustBundl
 /// that were set up with the old keep it as long as they need.
 #[derive(Debug)]
 pub struct Identity {
+    number: u64,
     certificate: Certificate,
     bundles: TrustBundles,
     server: Arc<ServerConfig>,
@@ -21,7 +23,9 @@ pub struct Identity {
 
 impl Identity {
     pub fn new(certificate: Certificate, bundles: TrustBundles) -> Result<Self, TlsError> {
+        static LAST: AtomicU64 = AtomicU64::new(0);
         Ok(Self {
+            number: LAST.fetch_add(1, Ordering::Relaxed) + 1,
             server: tls::server_config(&certificate, &bundles)?,
             client: ClientTemplate::new(&certificate, &bundles)?,
             certificate,
@@ -42,6 +46,11 @@ impl Identity {
         let myself = Accept::Identities(vec![asked.clone()]);
         tls::verify_chain(certificate.chain(), &issued.roots, &myself, now)?;
         Ok(Self::new(certificate, issued.roots)?)
+    }
+
+    /// No two of this process have the same.
+    pub fn number(&self) -> u64 {
+        self.number
     }
 
     pub fn certificate(&self) -> &Certificate {

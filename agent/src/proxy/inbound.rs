@@ -1,12 +1,15 @@
 //! A tunnel that another node opens to one of our pods, and each connection in it: identified →
 //! authorized → delivered → recorded.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use http::StatusCode;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
 
 use super::capture;
 use super::deliver;
@@ -14,6 +17,7 @@ use super::end::End;
 use super::node::PodProxy;
 use super::outbound::dial_cause;
 use super::tunnel::{self, Carrier, Connect, Drain, Inbound, Reject, Respond, Target};
+use crate::certs::Clock;
 use crate::discovery::Snapshot;
 use crate::model::{AppAddr, Cause, ClientAddr, Direction, LocalPod, OriginalDst, Service, SpiffeId, ports};
 use crate::policy::Conn;
@@ -34,7 +38,7 @@ pub async fn serve(pod: Arc<PodProxy>, stream: TcpStream) {
         cause = pod.enrolled.cut.ended() => Err((cause, "ended during the TLS handshake".into())),
     };
     drop(place);
-    let (tls, peer) = match done {
+    let (tls, peer, valid_until) = match done {
         Ok(done) => done,
         Err((cause, _)) if !pod.failed_handshakes.allows() => {
             return pod.node.telemetry.unlogged(Direction::Inbound, cause);
@@ -46,10 +50,22 @@ pub async fn serve(pod: Arc<PodProxy>, stream: TcpStream) {
         }
     };
     let peer = Arc::new(peer);
-    let drain = Drain { begin: pod.enrolled.leaving.clone(), cut: pod.enrolled.cut.clone() };
-    let ended =
-        tunnel::serve(tls, &pod.node.server, drain, Requests { pod: &pod, client, local, peer }).await;
+    let drain = Drain { begin: pod.enrolled.leaving.child_token(), cut: pod.enrolled.cut.clone() };
+    let begin = drain.begin.clone();
+    let requests = Requests { pod: &pod, client, local, peer, valid_until };
+    let ended = tokio::select! {
+        ended = tunnel::serve(tls, &pod.node.server, drain, requests) => ended,
+        never = go_away(valid_until, begin) => match never {},
+    };
     tracing::debug!(pod = %pod.enrolled.pod.name, %client, %ended, "tunnel ended");
+}
+
+/// Asks the peer to come again with a new certificate once its present one has expired. Streams that live
+/// go on.
+async fn go_away(valid_until: SystemTime, begin: CancellationToken) -> Infallible {
+    Clock::system().reach(valid_until).await;
+    begin.cancel();
+    std::future::pending().await
 }
 
 /// What to do with each CONNECT of one tunnel.
@@ -58,27 +74,40 @@ struct Requests<'a> {
     client: ClientAddr,
     local: OriginalDst,
     peer: Arc<SpiffeId>,
+    valid_until: SystemTime,
 }
 
 impl tunnel::Accept for Requests<'_> {
     fn inbound(&mut self, inbound: Inbound) {
+        // `h2` takes streams until the peer confirms GOAWAY, which it need not do.
+        if SystemTime::now() > self.valid_until {
+            self.record().finish(Cause::TlsFailed, Some("the client's certificate has expired".into()));
+            return inbound.respond.refuse();
+        }
         let (pod, peer) = (Arc::clone(self.pod), Arc::clone(&self.peer));
         let (client, local) = (self.client, self.local);
         self.pod.enrolled.tasks.spawn(async move { one(&pod, client, local, &peer, inbound).await });
     }
 
     fn rejected(&mut self, why: Reject) {
+        self.record().finish(Cause::BadRequest, Some(why.to_string()));
+    }
+}
+
+impl Requests<'_> {
+    /// Of a request that nothing is done for.
+    fn record(&self) -> Record {
         let record = capture::open(self.pod, Direction::Inbound, self.client, self.local);
         record.set_source(Party { workload: None, identity: Some((*self.peer).clone()) });
         record.set_mtls(true);
-        record.finish(Cause::BadRequest, Some(why.to_string()));
+        record
     }
 }
 
 async fn handshake(
     pod: &PodProxy,
     stream: TcpStream,
-) -> Result<(tokio_rustls::server::TlsStream<Carrier<TcpStream>>, SpiffeId), (Cause, String)> {
+) -> Result<(tokio_rustls::server::TlsStream<Carrier<TcpStream>>, SpiffeId, SystemTime), (Cause, String)> {
     let identity =
         pod.enrolled.lease.current().ok_or_else(|| {
             (Cause::NoCertificate, "no valid certificate for this service account".to_owned())
@@ -88,8 +117,10 @@ async fn handshake(
         .await
         .map_err(|_| (Cause::TlsFailed, "the client did not finish the TLS handshake in time".to_owned()))?
         .map_err(|e| (tls::cause_of(&e), format!("TLS handshake: {}", tls::reason_of(&e))))?;
-    let peer = tls::peer_of(tls.get_ref().1).map_err(|e| (e.cause(), e.to_string()))?;
-    Ok((tls, peer))
+    let refused = |e: tls::TlsError| (e.cause(), e.to_string());
+    let peer = tls::peer_of(tls.get_ref().1).map_err(refused)?;
+    let valid_until = tls::peer_valid_until(tls.get_ref().1).map_err(refused)?;
+    Ok((tls, peer, valid_until))
 }
 
 /// One CONNECT.

@@ -13,6 +13,7 @@ use super::dial::DialError;
 use super::end::{End, while_wanted};
 use super::node::PodProxy;
 use super::tunnel::{self, Carrier, Connect, Forwarded, Key, Target, TraceParent};
+use crate::certs::Identity;
 use crate::discovery::{self, Route};
 use crate::model::{AppAddr, Cause, ClientAddr, Direction, NextHop, Service, SpiffeId, Workload};
 use crate::telemetry::{Party, Record};
@@ -88,9 +89,15 @@ async fn through_tunnel(
         trace: Some(TraceParent::random(&mut rand::rng())),
         ..Connect::to(Target::Address(way.target.0))
     };
-    let key = Key::new(pod.enrolled.pod.uid.clone(), way.next_hop, &way.expected);
-    let opened =
-        pod.pool.open(&key, &request, || connect(Arc::clone(pod), way.next_hop, Arc::clone(&way.expected)));
+    let Some(identity) = pod.enrolled.lease.current() else {
+        let why = "no valid certificate for this service account".to_owned();
+        return End::refused(stream, Cause::NoCertificate, why);
+    };
+    let key = Key::new(pod.enrolled.pod.uid.clone(), way.next_hop, &way.expected)
+        .with_certificate(identity.number());
+    let opened = pod.pool.open(&key, &request, || {
+        connect(Arc::clone(pod), Arc::clone(&identity), way.next_hop, Arc::clone(&way.expected))
+    });
     let stop = pod.enrolled.cut.child();
     let tunnel = match while_wanted(&stream, &stop, opened).await {
         Ok(Ok(tunnel)) => tunnel,
@@ -106,12 +113,10 @@ async fn through_tunnel(
 /// One new tunnel: TCP from inside the pod's namespace, then TLS with the pod's certificate.
 async fn connect(
     pod: Arc<PodProxy>,
+    identity: Arc<Identity>,
     to: NextHop,
     expected: Arc<[SpiffeId]>,
 ) -> Result<tokio_rustls::client::TlsStream<Carrier<TcpStream>>, tunnel::DialError> {
-    let identity = pod.enrolled.lease.current().ok_or_else(|| {
-        tunnel::DialError::new(Cause::NoCertificate, "no valid certificate for this service account")
-    })?;
     let config = identity.client_config(&expected).map_err(|e| tunnel::DialError::new(e.cause(), e))?;
     let tcp = pod
         .dialer()

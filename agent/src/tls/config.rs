@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use rustls::client::Resumption;
 use rustls::server::NoServerSessionStorage;
@@ -9,6 +10,7 @@ use rustls::sign::SingleCertAndKey;
 use rustls::version::TLS13;
 use rustls::{ClientConfig, CommonState, ServerConfig};
 
+use super::svid::Svid;
 use super::verify::{Accept, Verifier};
 use super::{Certificate, TlsError, TrustBundles, peer_identity, provider};
 use crate::model::{SpiffeId, TrustDomain};
@@ -88,6 +90,12 @@ impl ClientTemplate {
         config.dangerous().set_certificate_verifier(Arc::new(verifier));
         Ok(Arc::new(config))
     }
+}
+
+/// After a handshake with one of our configurations: until when the peer's certificate is valid.
+pub fn peer_valid_until(connection: &CommonState) -> Result<SystemTime, TlsError> {
+    let leaf = connection.peer_certificates().and_then(<[_]>::first).ok_or(TlsError::NoCertificate)?;
+    Ok(Svid::read(leaf)?.not_after)
 }
 
 /// After a handshake with one of our configurations: who the peer proved to be.

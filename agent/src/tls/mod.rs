@@ -17,7 +17,9 @@ mod verify;
 
 pub use bundle::TrustBundles;
 pub use certificate::Certificate;
-pub use config::{ClientTemplate, client_config, peer_of, server_config, server_config_accepting};
+pub use config::{
+    ClientTemplate, client_config, peer_of, peer_valid_until, server_config, server_config_accepting,
+};
 pub use error::{TlsError, cause_of, cause_of_tls, reason_of};
 pub use provider::provider;
 pub use svid::peer_identity;

@@ -4,12 +4,14 @@
 mod client;
 mod flood;
 mod old;
+mod outstay;
 mod server;
 mod tls;
 
 pub use client::{Attempt, Outcome};
 pub use flood::Flood;
 pub use old::tls12_hello;
+pub use outstay::Outstay;
 pub use server::Impostor;
 
 /// The port of HBONE on every pod.

@@ -119,6 +119,11 @@ impl Respond {
         let _ = self.send.send_response(response, true);
     }
 
+    /// Tells the peer that nothing was done for this request: another tunnel may serve it.
+    pub fn refuse(mut self) {
+        self.send.send_reset(Reason::REFUSED_STREAM);
+    }
+
     /// Ready when the peer no longer waits for the answer: it reset the stream, or the tunnel ended.
     pub fn poll_cancelled(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {
         Poll::Ready(match ready!(self.send.poll_reset(cx)) {

@@ -10,6 +10,8 @@ pub struct Key {
     pub(super) next_hop: NextHop,
     /// Sorted, each once.
     pub(super) identities: Arc<[SpiffeId]>,
+    /// The number of our own certificate: once it is renewed, new streams get new tunnels.
+    pub(super) certificate: u64,
 }
 
 impl Key {
@@ -24,7 +26,12 @@ impl Key {
                 sorted.into()
             }
         };
-        Self { source, next_hop, identities }
+        Self { source, next_hop, identities, certificate: 0 }
+    }
+
+    /// For a tunnel that rests on this certificate of ours ([`crate::certs::Identity::number`]).
+    pub fn with_certificate(self, number: u64) -> Self {
+        Self { certificate: number, ..self }
     }
 
     pub fn next_hop(&self) -> NextHop {

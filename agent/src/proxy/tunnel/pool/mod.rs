@@ -95,8 +95,8 @@ impl Pool {
         }
     }
 
-    /// New streams get new tunnels (a certificate was renewed, roots changed); live streams go on in the
-    /// old ones, which close with their last stream.
+    /// New streams get new tunnels; live streams go on in the old ones, which close with their last
+    /// stream.
     pub fn retire_all(&self) {
         for tunnel in self.inner.table().take_all() {
             tunnel.retire();

@@ -67,7 +67,10 @@ async fn different_keys_never_share() {
         (Key::new(pod("a"), hop(1), &[x.clone(), y.clone()]), 4),
         // The same set in another order, and one name twice.
         (Key::new(pod("a"), hop(1), &[y.clone(), x.clone(), y]), 4),
-        (Key::new(pod("a"), hop(1), &[x]), 4),
+        (Key::new(pod("a"), hop(1), std::slice::from_ref(&x)), 4),
+        // Our own certificate was renewed.
+        (Key::new(pod("a"), hop(1), std::slice::from_ref(&x)).with_certificate(2), 5),
+        (Key::new(pod("a"), hop(1), std::slice::from_ref(&x)).with_certificate(2), 5),
     ];
     for (key, dials) in keys {
         pool.open(&key, &request(), || peers.dial()).await.unwrap();
