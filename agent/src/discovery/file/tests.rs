@@ -12,7 +12,7 @@ use super::document::{
 };
 use super::scalar::{Cidr, Pattern};
 use super::*;
-use crate::discovery::{State, UnknownDestinations};
+use crate::discovery::{Snapshot, State, UnknownDestinations};
 use crate::model::workload::{Health, NetworkMode, PortMapping, TunnelProtocol, WorkloadType};
 use crate::model::{MtlsMode, TrustDomain};
 use crate::policy::{Action, Scope};
@@ -351,6 +351,21 @@ fn what_is_doubtful_is_accepted_with_a_warning() {
         let warnings: Vec<String> = parse(&text).unwrap().warnings.iter().map(ToString::to_string).collect();
         assert_eq!(warnings, expected, "{text}");
     }
+}
+
+#[test]
+fn capitals_in_host_names_make_no_difference() {
+    let text = POD.replace("  protocol: HBONE", "  protocol: HBONE\n  services: {shop/WEB.example: {}}")
+        + "services: [{namespace: shop, hostname: Web.Example, vips: [10.9.0.1], ports: {80: 8080}}]";
+    let snapshot = Snapshot::build(1, parse(&text).unwrap().state);
+    let found: Vec<_> = snapshot.services_by_host("web.example").map(|s| s.key()).collect();
+    assert_eq!(found, ["shop/web.example"]);
+    assert_eq!(snapshot.endpoints("shop/web.example", 80).count(), 1);
+
+    let twice = POD
+        .replace("  protocol: HBONE", "  protocol: HBONE\n  services: {shop/WEB: {}, shop/web: {}}")
+        + "services: [{namespace: shop, hostname: web}]";
+    assert!(parse(&twice).unwrap_err().to_string().contains("twice"));
 }
 
 #[test]

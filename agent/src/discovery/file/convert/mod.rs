@@ -110,6 +110,14 @@ impl Converter {
         ok
     }
 
+    /// As [`crate::model::Service::key`] is: host names are compared in lower case everywhere.
+    fn service_key(key: &str) -> String {
+        match key.split_once('/') {
+            Some((namespace, host)) => format!("{namespace}/{}", host.to_ascii_lowercase()),
+            None => key.to_owned(),
+        }
+    }
+
     fn check_port(&mut self, path: Path, port: u16) {
         if port == 0 {
             self.errors.add(path, "0 is no port");

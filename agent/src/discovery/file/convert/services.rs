@@ -45,7 +45,7 @@ impl Converter {
         Service {
             name: service.name.as_deref().unwrap_or(first_label).into(),
             namespace: service.namespace.into(),
-            hostname: service.hostname.into(),
+            hostname: service.hostname.to_ascii_lowercase().into(),
             vips: service.vips.into_iter().map(|vip| vip.0).collect(),
             ports: self.port_mappings(&path.key("ports"), &service.ports, true),
             subject_alt_names: service.subject_alt_names,

@@ -81,11 +81,15 @@ impl Converter {
         path: &Path,
         services: BTreeMap<String, BTreeMap<u16, u16>>,
     ) -> BTreeMap<Arc<str>, Vec<PortMapping>> {
-        let mappings = |(key, ports): (String, BTreeMap<u16, u16>)| {
-            let mappings = self.port_mappings(&path.key(&key), &ports, false);
-            (Arc::from(key), mappings)
-        };
-        services.into_iter().map(mappings).collect()
+        let mut memberships = BTreeMap::new();
+        for (written, ports) in services {
+            let path = path.key(&written);
+            let mappings = self.port_mappings(&path, &ports, false);
+            if memberships.insert(Arc::from(Self::service_key(&written)), mappings).is_some() {
+                self.errors.add(path, "the same service is there twice: capitals make no difference");
+            }
+        }
+        memberships
     }
 
     fn check_references(
@@ -100,7 +104,7 @@ impl Converter {
             if !self.check_key(path.clone(), key) {
                 continue;
             }
-            let Some(service) = services.get(key) else {
+            let Some(service) = services.get(&Self::service_key(key)) else {
                 self.errors.add(path, format!("there is no service {key:?}"));
                 continue;
             };
