@@ -16,10 +16,12 @@ use super::deliver;
 use super::end::End;
 use super::node::PodProxy;
 use super::outbound::dial_cause;
-use super::tunnel::{self, Carrier, Connect, Drain, Inbound, Reject, Respond, Target};
+use super::tunnel::{self, Baggage, Carrier, Connect, Drain, Inbound, Reject, Respond, Target};
 use crate::certs::Clock;
 use crate::discovery::Snapshot;
-use crate::model::{AppAddr, Cause, ClientAddr, Direction, LocalPod, OriginalDst, Service, SpiffeId, ports};
+use crate::model::{
+    AppAddr, Cause, ClientAddr, Direction, LocalPod, OriginalDst, Service, SpiffeId, Workload, ports,
+};
 use crate::policy::Conn;
 use crate::sys::socket;
 use crate::telemetry::{Party, Record};
@@ -134,7 +136,11 @@ async fn one(pod: &Arc<PodProxy>, client: ClientAddr, local: OriginalDst, peer: 
     // Behind a gateway of another network the address that we see is the gateway's.
     let near = inbound.connect.network.as_ref().is_none_or(|network| network == snapshot.network());
     let source = snapshot.workload(client.ip()).filter(|w| near && w.identity == *peer).cloned();
-    record.set_source(Party { workload: source, identity: Some(peer.clone()) });
+    let told = || inbound.connect.baggage.as_ref().map(|baggage| Arc::new(told_of(baggage, peer)));
+    record.set_source(Party { workload: source.or_else(told), identity: Some(peer.clone()) });
+    if let Some(trace) = inbound.connect.trace {
+        record.set_trace(trace.trace_id());
+    }
     if let Some(service) = service_asked_for(pod, &snapshot, &inbound.connect) {
         record.set_service(service);
     }
@@ -209,6 +215,18 @@ fn reject(respond: Respond, status: StatusCode, cause: Cause, why: String) -> En
     End { cause, detail: Some(why) }
 }
 
+/// What a client that is not found by its address says of itself: labels, never proof. Its namespace is
+/// in its certificate.
+fn told_of(baggage: &Baggage, peer: &SpiffeId) -> Workload {
+    let told = baggage.fields();
+    let mut workload = Workload::new("", peer.namespace(), "", peer.clone());
+    workload.cluster = told.cluster.into();
+    workload.workload_name = told.workload.into();
+    workload.canonical_name = told.service.into();
+    workload.canonical_revision = told.revision.into();
+    workload
+}
+
 /// What may be asked for: this pod, at the address that the tunnel came to, on any port but our own.
 fn target(
     pod: &LocalPod,
@@ -274,6 +292,7 @@ mod tests {
     use super::*;
     use crate::discovery::Store;
     use crate::discovery::file::parse;
+    use crate::proxy::tunnel::BaggageFields;
 
     /// A pod that two services of one name lead to, and somebody else's service.
     const MESH: &str = "mesh: {}
@@ -324,5 +343,25 @@ services:
             });
             assert_eq!(found, expected.map(str::to_owned), "{asked} in a tunnel to {local}");
         }
+    }
+
+    #[test]
+    fn what_a_client_says_of_itself_labels_it_and_does_not_move_it_to_another_namespace() {
+        let peer: SpiffeId = "spiffe://cluster.local/ns/shop/sa/web".parse().unwrap();
+        let told = told_of(
+            &Baggage::new(&BaggageFields {
+                cluster: "c2",
+                namespace: "payments",
+                workload_type: "deployment",
+                workload: "web",
+                service: "web-service",
+                revision: "v2",
+                ..BaggageFields::default()
+            }),
+            &peer,
+        );
+        let labels = [&told.cluster, &told.namespace, &told.workload_name, &told.canonical_name];
+        assert_eq!(labels.map(|l| &**l), ["c2", "shop", "web", "web-service"]);
+        assert_eq!((&*told.canonical_revision, told.identity), ("v2", peer));
     }
 }

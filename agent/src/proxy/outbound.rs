@@ -80,13 +80,15 @@ async fn through_tunnel(
     }
     record.set_next_hop(way.next_hop);
     record.set_hbone_addr(way.target.0);
+    let trace = TraceParent::random(&mut rand::rng());
+    record.set_trace(trace.trace_id());
     let request = Connect {
         baggage: pod.baggage(),
         forwarded: Some(Forwarded {
             client: client.0,
             host: way.service.as_ref().map(|s| Arc::clone(&s.hostname)),
         }),
-        trace: Some(TraceParent::random(&mut rand::rng())),
+        trace: Some(trace),
         ..Connect::to(Target::Address(way.target.0))
     };
     let Some(identity) = pod.enrolled.lease.current() else {

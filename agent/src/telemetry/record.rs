@@ -102,6 +102,11 @@ impl Record {
         lock(&self.live.facts).mtls = proved;
     }
 
+    /// What both ends' lines of one connection have in common.
+    pub fn set_trace(&self, id: u128) {
+        lock(&self.live.facts).trace = Some(id);
+    }
+
     /// The policy that decided (`namespace/name`), allowing or denying.
     pub fn set_policy(&self, name: impl Into<Arc<str>>) {
         lock(&self.live.facts).policy = Some(name.into());
@@ -172,6 +177,7 @@ struct Facts {
     next_hop: Option<NextHop>,
     hbone_addr: Option<SocketAddr>,
     policy: Option<Arc<str>>,
+    trace: Option<u128>,
     mtls: bool,
     established: bool,
     /// The counters of this connection's label set, once the facts that make the labels are known.
@@ -235,6 +241,7 @@ impl Live {
             hbone_addr: facts.hbone_addr,
             service: facts.service.as_deref(),
             policy: facts.policy.as_deref(),
+            trace: facts.trace,
             established: facts.established,
             sent: self.counts.sent.load(Ordering::Relaxed),
             received: self.counts.received.load(Ordering::Relaxed),
@@ -292,9 +299,14 @@ pub(super) struct End<'a> {
 }
 
 impl<'a> End<'a> {
+    /// Not what a client only says of itself, which has no uid: that labels metrics and names nobody.
+    fn known(&self) -> Option<&'a Workload> {
+        self.workload.filter(|workload| !workload.uid.is_empty())
+    }
+
     /// The pod's name, or what it is an instance of.
     pub(super) fn name(&self) -> Option<&'a str> {
-        match (self.workload, self.pod) {
+        match (self.known(), self.pod) {
             (Some(workload), _) if !workload.name.is_empty() => Some(&workload.name),
             (Some(workload), _) => Some(&*workload.canonical_name).filter(|name| !name.is_empty()),
             (None, Some(pod)) => Some(&pod.name),
@@ -312,7 +324,7 @@ impl<'a> End<'a> {
     }
 
     pub(super) fn cluster(&self) -> Option<&'a str> {
-        self.workload.map(|workload| &*workload.cluster).filter(|cluster| !cluster.is_empty())
+        self.known().map(|workload| &*workload.cluster).filter(|cluster| !cluster.is_empty())
     }
 }
 

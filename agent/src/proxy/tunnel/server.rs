@@ -106,7 +106,7 @@ impl Respond {
             response.headers_mut().insert(BAGGAGE, baggage.header().clone());
         }
         match self.send.send_response(response, false) {
-            Ok(send) => Ok(TunnelStream::new(send, self.recv, self.lease, None)),
+            Ok(send) => Ok(TunnelStream::new(send, self.recv, self.lease)),
             Err(e) => Err(stream_error(&e, &self.lease)),
         }
     }

@@ -14,7 +14,7 @@ use bytes::{Buf, Bytes};
 use futures::task::AtomicWaker;
 use h2::{Reason, RecvStream, SendStream};
 
-use super::{Baggage, Lease, StreamError};
+use super::{Lease, StreamError};
 
 pub struct TunnelStream {
     send: SendStream<Chunk>,
@@ -22,22 +22,11 @@ pub struct TunnelStream {
     queue: Arc<Queue>,
     /// Dropped after the handles above, so that the stream's place is free only when `h2` knows.
     lease: Lease,
-    peer_baggage: Option<Baggage>,
 }
 
 impl TunnelStream {
-    pub(super) fn new(
-        send: SendStream<Chunk>,
-        recv: RecvStream,
-        lease: Lease,
-        peer_baggage: Option<Baggage>,
-    ) -> Self {
-        Self { send, recv, queue: Arc::default(), lease, peer_baggage }
-    }
-
-    /// What the peer told about itself when it accepted. Informational, never proof.
-    pub fn peer_baggage(&self) -> Option<&Baggage> {
-        self.peer_baggage.as_ref()
+    pub(super) fn new(send: SendStream<Chunk>, recv: RecvStream, lease: Lease) -> Self {
+        Self { send, recv, queue: Arc::default(), lease }
     }
 
     /// The next bytes, `None` when the peer ended its way in order. Bytes that came before a reset are

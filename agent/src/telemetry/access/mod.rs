@@ -40,6 +40,7 @@ pub(super) struct Line<'a> {
     pub(super) hbone_addr: Option<SocketAddr>,
     pub(super) service: Option<&'a Service>,
     pub(super) policy: Option<&'a str>,
+    pub(super) trace: Option<u128>,
     pub(super) established: bool,
     /// Client to server.
     pub(super) sent: u64,
@@ -90,6 +91,9 @@ fn write(line: &Line<'_>, to: &mut impl Sink) {
             }
         }
     };
+    if let Some(trace) = line.trace {
+        to.token("trace_id", &format_args!("{trace:032x}"));
+    }
     to.addr("src.addr", line.client.0);
     end(&mut |k, v| to.string(k, v), ["src.workload", "src.namespace"], &line.source);
     if let Some(identity) = line.source.identity {

@@ -26,6 +26,7 @@ fn formatted<'a>(format: Format, change: impl FnOnce(&mut Line<'a>)) -> String {
         hbone_addr: Some("10.0.2.9:8080".parse().unwrap()),
         service: Some(Box::leak(Box::new(service))),
         policy: Some("shop/allow-client"),
+        trace: Some(0x0123_4567_89ab_cdef),
         established: true,
         sent: 11,
         received: 22,
@@ -50,7 +51,7 @@ fn a_whole_line_in_text() {
     assert_eq!(
         formatted(Format::Text, |_| {}),
         "2026-08-22T09:30:00.000000Z\tinfo\taccess\tconnection complete\t\
-         connection=7 src.addr=10.0.1.5:40000 src.workload=\"client-1\" src.namespace=\"shop\" \
+         connection=7 trace_id=\"00000000000000000123456789abcdef\" src.addr=10.0.1.5:40000 src.workload=\"client-1\" src.namespace=\"shop\" \
          src.identity=\"spiffe://cluster.local/ns/shop/sa/client\" src.cluster=\"c1\" \
          dst.addr=10.0.2.9:15008 dst.hbone_addr=10.0.2.9:8080 dst.original_addr=10.96.0.7:80 \
          dst.service=\"server.shop.svc.cluster.local\" dst.workload=\"server-1\" dst.namespace=\"shop\" \
@@ -66,7 +67,8 @@ fn a_whole_line_in_json() {
         formatted(Format::Json, |_| {}),
         concat!(
             r#"{"level":"info","time":"2026-08-22T09:30:00.000000Z","scope":"access","#,
-            r#""message":"connection complete","connection":7,"src.addr":"10.0.1.5:40000","#,
+            r#""message":"connection complete","connection":7,"#,
+            r#""trace_id":"00000000000000000123456789abcdef","src.addr":"10.0.1.5:40000","#,
             r#""src.workload":"client-1","src.namespace":"shop","#,
             r#""src.identity":"spiffe://cluster.local/ns/shop/sa/client","src.cluster":"c1","#,
             r#""dst.addr":"10.0.2.9:15008","dst.hbone_addr":"10.0.2.9:8080","#,
@@ -85,6 +87,7 @@ fn what_is_not_known_is_absent() {
         let unknown = End { workload: None, pod: None, identity: None };
         (line.source, line.destination) = (unknown, unknown);
         (line.next_hop, line.hbone_addr, line.service, line.policy) = (None, None, None, None);
+        line.trace = None;
         line.established = false;
         line.cause = Cause::NoEndpoint;
     });

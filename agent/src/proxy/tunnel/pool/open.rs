@@ -11,8 +11,7 @@ use http::{Request, Response, StatusCode};
 use tokio::runtime::Handle;
 use tokio::time::timeout;
 
-use super::super::request::BAGGAGE;
-use super::super::{Baggage, Chunk, Lease, TunnelError, TunnelStream};
+use super::super::{Chunk, Lease, TunnelError, TunnelStream};
 use super::table::{Phase, Place, Tunnel};
 
 /// Requests that go out before the peer has said how many streams it takes. More would queue inside `h2`
@@ -41,9 +40,8 @@ impl Place {
         tunnel.settled();
         match response.status() {
             StatusCode::OK => {
-                let (head, recv) = response.into_parts();
-                let baggage = head.headers.get(BAGGAGE).cloned().and_then(Baggage::from_header);
-                Ok(TunnelStream::new(send, recv, lease, baggage))
+                // Its baggage says nothing new: the workload behind a tunnel is always known.
+                Ok(TunnelStream::new(send, response.into_body(), lease))
             }
             StatusCode::UNAUTHORIZED => Err(Failed::Final(TunnelError::Denied)),
             status => Err(Failed::Final(TunnelError::Rejected(status))),
