@@ -21,6 +21,7 @@ fn main() -> ExitCode {
         ("the_same_for_plaintext_that_a_policy_has_seen", revoked_in_plaintext),
         ("an_allow_policy_for_others_cuts_who_is_not_named", not_named),
         ("deny_wins", deny_wins),
+        ("a_policy_that_runs_dry_decides_nothing_and_is_told_of", dry_run),
         ("a_policy_that_is_named_and_missing_denies", missing),
         ("a_bad_edit_is_refused_with_line_and_field_while_traffic_goes_on", bad_edits),
     ])
@@ -138,6 +139,34 @@ fn deny_wins(w: &mut Office) -> Result<()> {
     w.cluster.apply(mesh)?;
     w.denied("bob", "default/shut", false)?;
     w.denied("alice", "default/shut", true)?;
+    w.cluster.apply(w.mesh.clone())
+}
+
+fn dry_run(w: &mut Office) -> Result<()> {
+    let guest = w.cluster.ip("guest", false);
+    w.cluster.apply(w.mesh.clone().policy(&format!(
+        "name: dry\nnamespace: default\nscope: NAMESPACE\naction: DENY\ndryRun: true\n\
+         groups: [{{rules: [{{matches: [{{{NO_BOB}}}, {{sourceIps: [\"{guest}\"]}}]}}]}}]"
+    )))?;
+    for (who, would) in [("alice", "allowed"), ("bob", "denied by policy default/dry")] {
+        let (here, there) = (w.lines()?, w.cluster.n1.access()?.len());
+        drop(talk::finish(w.dial(who, false)?)?);
+        let line = w.line_of(who, here, "closed")?;
+        ensure!(line.is("verdict", "allow"), "{line}");
+        ensure!(line.get("dry_run").unwrap_or_default().starts_with(would), "not {would:?}: {line}");
+        let theirs = |l: &Line| l.is("src.workload", who);
+        let other = w.cluster.n1.wait_access_after(there, "the client's line", theirs)?;
+        let trace = line.get("trace_id");
+        ensure!(trace.is_some() && trace == other.get("trace_id"), "{line} and {other}");
+    }
+    // The kernel alone would have let it pass unseen.
+    let here = w.lines()?;
+    drop(talk::finish(w.dial("guest", false)?)?);
+    let line = w.cluster.n2.wait_access_after(here, "guest's line", |l| l.source_ip() == Some(guest))?;
+    ensure!(
+        line.cause() == "closed" && line.get("dry_run").is_some_and(|d| d.contains("default/dry")),
+        "{line}"
+    );
     w.cluster.apply(w.mesh.clone())
 }
 

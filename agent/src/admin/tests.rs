@@ -126,6 +126,7 @@ fn mesh() -> State {
         scope: Scope::Namespace,
         action: Action::Allow,
         groups: vec![],
+        dry_run: false,
         defect: None,
     });
     state

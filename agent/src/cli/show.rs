@@ -77,6 +77,7 @@ pub(super) const POLICIES: List = List {
         ("NAMESPACE", |v| text(v, "/namespace")),
         ("NAME", |v| text(v, "/name")),
         ("ACTION", |v| text(v, "/action")),
+        ("DRY RUN", |v| text(v, "/dry_run")),
         ("SCOPE", |v| text(v, "/scope")),
         ("GROUPS", |v| v.pointer("/groups").and_then(Value::as_array).map_or(0, Vec::len).to_string()),
         ("DEFECT", |v| text(v, "/defect")),

@@ -80,13 +80,13 @@ shop        server   server.shop.svc.cluster.local   10.96.0.7,fd00::7,10.97.0.0
 ");
 
     let policies = json!([{
-        "namespace": "shop", "name": "deny", "action": "DENY", "scope": "NAMESPACE", "groups": [{}, {}], "defect": null,
+        "namespace": "shop", "name": "deny", "action": "DENY", "dry_run": true, "scope": "NAMESPACE", "groups": [{}, {}], "defect": null,
     }]);
     assert_eq!(
         show::POLICIES.table(&policies),
         "\
-NAMESPACE   NAME   ACTION   SCOPE       GROUPS   DEFECT
-shop        deny   DENY     NAMESPACE   2        -
+NAMESPACE   NAME   ACTION   DRY RUN   SCOPE       GROUPS   DEFECT
+shop        deny   DENY     true      NAMESPACE   2        -
 "
     );
 
@@ -114,7 +114,10 @@ ID   DIRECTION   STATE         SOURCE          SOURCE ADDRESS   DESTINATION   DE
 7    outbound    established   shop/client-1   10.0.1.5:40000   -             10.0.2.9:8080         true   11     22         1m1s
 ");
 
-    assert_eq!(show::POLICIES.table(&json!([])), "NAMESPACE   NAME   ACTION   SCOPE   GROUPS   DEFECT\n");
+    assert_eq!(
+        show::POLICIES.table(&json!([])),
+        "NAMESPACE   NAME   ACTION   DRY RUN   SCOPE   GROUPS   DEFECT\n"
+    );
 }
 
 #[test]

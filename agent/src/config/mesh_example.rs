@@ -107,6 +107,7 @@ fn policies() -> Vec<Policy> {
         namespace: "payments".into(),
         scope,
         action,
+        dry_run: false,
         groups,
     };
     vec![

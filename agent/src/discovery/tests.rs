@@ -379,6 +379,7 @@ fn policy_follows_the_present_workload() {
         scope: Scope::WorkloadSelector,
         action: Action::Deny,
         groups: vec![Group::default()],
+        dry_run: false,
         defect: None,
     };
     let build = |workload| {

@@ -28,6 +28,8 @@ pub struct Compiled {
     pub(super) blocks: Vec<Block>,
     pub(super) deny: Vec<Arc<Matcher>>,
     pub(super) allow: Vec<Arc<Matcher>>,
+    /// With the dry-run policies in force as well; none where none applies.
+    pub(super) would: Option<Box<Compiled>>,
 }
 
 impl Compiled {
@@ -53,6 +55,11 @@ impl Compiled {
         }
     }
 
+    /// What the answer would be if the dry-run policies were in force. None where none applies.
+    pub fn dry_run(&self, conn: &Conn) -> Option<Verdict> {
+        self.would.as_ref().map(|would| would.evaluate(conn))
+    }
+
     /// For a pod whose own workload nobody knows, and with it which policies apply: nobody gets in.
     pub fn deny_unknown_workload() -> Self {
         Self { blocks: vec![Block { by: None, why: Why::UnknownWorkload }], ..Self::new(STRICT) }
@@ -73,7 +80,7 @@ impl Compiled {
     }
 
     pub(super) fn new(mtls: EffectiveMtls) -> Self {
-        Self { mtls, blocks: Vec::new(), deny: Vec::new(), allow: Vec::new() }
+        Self { mtls, blocks: Vec::new(), deny: Vec::new(), allow: Vec::new(), would: None }
     }
 
     pub(super) fn block(&mut self, block: Block) {

@@ -19,7 +19,8 @@ fn allowed(mesh: &Mesh, conn: &Conn) -> bool {
         Scope::Namespace if *policy.namespace == *OWN_NAMESPACE => true,
         _ => mesh.named.contains(&policy.key()),
     };
-    let in_force: Vec<&Policy> = mesh.policies.iter().filter(applies).collect();
+    let in_force: Vec<&Policy> =
+        mesh.policies.iter().filter(|policy| !policy.dry_run).filter(applies).collect();
     let known = |key: &Arc<str>| mesh.policies.iter().any(|policy| policy.key() == *key);
     if !mesh.named.iter().all(known) || in_force.iter().any(|policy| policy.defect.is_some()) {
         return false;
@@ -112,6 +113,27 @@ proptest! {
     }
 
     #[test]
+    fn a_dry_run_says_what_would_be(mesh in meshes(), conn in conns()) {
+        let mut enforced = mesh.clone();
+        enforced.policies.iter_mut().for_each(|policy| policy.dry_run = false);
+        if let Some(would) = mesh.compile().dry_run(&conn) {
+            prop_assert_eq!(would.is_allow(), allowed(&enforced, &conn));
+        } else {
+            prop_assert_eq!(allowed(&mesh, &conn), allowed(&enforced, &conn));
+        }
+    }
+
+    #[test]
+    fn a_dry_run_of_plaintext_is_seen(mesh in meshes(), conn in conns()) {
+        let plaintext = Conn { source: None, ..conn };
+        let compiled = mesh.compile();
+        let denied = compiled.dry_run(&plaintext).is_some_and(|would| !would.is_allow());
+        if compiled.kernel_plan().action(plaintext.destination_port) == InboundAction::Pass {
+            prop_assert!(!denied, "passed unseen: {:?}", plaintext);
+        }
+    }
+
+    #[test]
     fn one_more_policy_to_name_never_widens(mesh in meshes(), conn in conns(), unknown in any::<bool>()) {
         let mut more = mesh.clone();
         if unknown {
@@ -149,6 +171,7 @@ fn defective() -> Policy {
         scope: Scope::Global,
         action: Action::Allow,
         groups: Vec::new(),
+        dry_run: false,
         defect: Some("it cannot be read".into()),
     }
 }
@@ -193,14 +216,16 @@ fn policy() -> impl Strategy<Value = Policy> {
     let rule = prop::collection::vec(fields(), 0..3).prop_map(|matches| Rule { matches });
     let group = prop::collection::vec(rule, 0..3).prop_map(|rules| Group { rules });
     let groups = prop::collection::vec(group, 0..3);
-    let defect = prop::option::weighted(0.03, Just(Arc::from("it cannot be read")));
-    (select(vec!["a", "b"]), scope, action, groups, defect).prop_map(
-        |(namespace, scope, action, groups, defect)| Policy {
+    let defect = prop::option::weighted(0.05, Just(Arc::from("it cannot be read")));
+    let dry_run = prop::bool::weighted(0.2);
+    (select(vec!["a", "b"]), scope, action, groups, dry_run, defect).prop_map(
+        |(namespace, scope, action, groups, dry_run, defect)| Policy {
             namespace: namespace.into(),
             name: "".into(),
             scope,
             action,
             groups,
+            dry_run,
             defect,
         },
     )
@@ -287,6 +312,13 @@ fn the_search_covers_both_answers() {
                 format!("{why:?}").split(['(', ' ']).next().unwrap_or_default().to_string()
             }
         };
+        if mesh
+            .compile()
+            .dry_run(&conn)
+            .is_some_and(|would| would.is_allow() != mesh.compile().evaluate(&conn).is_allow())
+        {
+            *seen.entry("a dry run that disagrees".into()).or_default() += 1;
+        }
         *seen.entry(verdict).or_default() += 1;
         let plan = mesh.compile().kernel_plan();
         for port in [80, 8080] {
@@ -294,6 +326,7 @@ fn the_search_covers_both_answers() {
         }
     }
     for what in [
+        "a dry run that disagrees",
         "allowed by a policy",
         "allowed by default",
         "DenyMatched",

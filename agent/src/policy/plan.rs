@@ -32,11 +32,16 @@ impl Compiled {
         let denied = self.deny.iter().any(|policy| policy.on_plaintext(port) != Tri::Never);
         let allowed =
             self.allow.is_empty() || self.allow.iter().any(|policy| policy.on_plaintext(port) == Tri::Always);
-        if self.blocks.is_empty() && !denied && allowed { InboundAction::Pass } else { InboundAction::Steer }
+        // What a dry-run policy would deny has to be seen to be told.
+        let told = self.would.as_ref().is_none_or(|w| w.plaintext_action(port) == InboundAction::Pass);
+        let passed = self.blocks.is_empty() && !denied && allowed && told;
+        if passed { InboundAction::Pass } else { InboundAction::Steer }
     }
 
     fn named_ports(&self) -> BTreeSet<u16> {
-        let matchers = self.deny.iter().chain(&self.allow);
+        // Those in force and the others.
+        let all = self.would.as_deref().unwrap_or(self);
+        let matchers = all.deny.iter().chain(&all.allow);
         let fields =
             matchers.flat_map(|m| m.groups.iter().flatten()).flat_map(|rule| rule.fields.iter().flatten());
         let lists = fields.flat_map(|fields| fields.port.one_of.iter().chain(&fields.port.none_of));

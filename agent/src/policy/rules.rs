@@ -14,6 +14,8 @@ pub struct Policy {
     pub name: Arc<str>,
     pub scope: Scope,
     pub action: Action,
+    /// Evaluated and told of, and never decides.
+    pub dry_run: bool,
     /// Without any group the policy never matches: as an ALLOW policy it then allows nobody.
     pub groups: Vec<Group>,
     /// Why the policy could not be understood as a whole. Such a policy denies all that it applies to.

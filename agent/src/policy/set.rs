@@ -47,20 +47,26 @@ impl PolicySet {
     /// What holds for connections to `subject`.
     pub fn compile(&self, subject: &Subject<'_>) -> Compiled {
         let mut compiled = Compiled::new(self.mtls.resolve(subject.namespace, subject.mtls));
+        let mut dry_run = Vec::new();
         let mut seen = HashSet::new();
         let in_scope =
             self.global.iter().chain(self.by_namespace.get(subject.namespace).into_iter().flatten());
         for entry in in_scope {
             if seen.insert(entry.matcher.name().clone()) {
-                compiled.add(entry);
+                compiled.add(entry, &mut dry_run);
             }
         }
         for key in subject.policies {
             match self.by_key.get(key) {
-                Some(entry) if seen.insert(key.clone()) => compiled.add(entry),
+                Some(entry) if seen.insert(key.clone()) => compiled.add(entry, &mut dry_run),
                 Some(_) => {}
                 None => compiled.block(Block::unknown_policy(key)),
             }
+        }
+        if !dry_run.is_empty() {
+            let mut would = compiled.clone();
+            dry_run.into_iter().for_each(|entry| would.enforce(entry));
+            compiled.would = Some(Box::new(would));
         }
         compiled
     }
@@ -104,7 +110,14 @@ pub(super) struct Entry {
 }
 
 impl Compiled {
-    fn add(&mut self, entry: &Entry) {
+    fn add<'a>(&mut self, entry: &'a Entry, dry_run: &mut Vec<&'a Entry>) {
+        match entry.policy.dry_run {
+            true => dry_run.push(entry),
+            false => self.enforce(entry),
+        }
+    }
+
+    fn enforce(&mut self, entry: &Entry) {
         if let Some(defect) = &entry.policy.defect {
             self.block(Block::defective_policy(entry.matcher.name(), defect));
         }

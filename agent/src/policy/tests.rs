@@ -20,7 +20,8 @@ fn conn(source: Option<&str>) -> Conn {
 
 fn policy(name: &str, scope: Scope, action: Action, groups: Vec<Group>) -> Policy {
     let (namespace, name) = name.split_once('/').unwrap();
-    Policy { namespace: namespace.into(), name: name.into(), scope, action, groups, defect: None }
+    let (namespace, name) = (namespace.into(), name.into());
+    Policy { namespace, name, scope, action, groups, dry_run: false, defect: None }
 }
 
 fn group(matches: Vec<Match>) -> Group {
@@ -323,6 +324,27 @@ fn scopes_and_combination() {
         let verdict = compile(policies, named).evaluate(&conn(CLIENT));
         assert_eq!(verdict.to_string(), expected, "{what}");
     }
+}
+
+#[test]
+fn a_dry_run_decides_nothing_and_says_what_it_would() {
+    let dry = |policy: Policy| Policy { dry_run: true, ..policy };
+    let deny = dry(policy("own/deny", Scope::Namespace, Action::Deny, vec![Group::default()]));
+    let nobody = dry(policy("own/nobody", Scope::WorkloadSelector, Action::Allow, vec![]));
+    let broken = Policy { defect: Some("x".into()), ..deny.clone() };
+    for (policies, named, would) in [
+        (vec![deny.clone()], &[][..], "denied by policy own/deny: its DENY rules match"),
+        (vec![nobody], &["own/nobody"], "denied: none of 1 ALLOW policies matches"),
+        (vec![broken], &[], "denied by policy own/deny: it could not be understood: x"),
+    ] {
+        let compiled = compile(policies, named);
+        assert!(compiled.evaluate(&conn(CLIENT)).is_allow());
+        assert_eq!(compiled.dry_run(&conn(CLIENT)).map(|v| v.to_string()).as_deref(), Some(would));
+        assert_eq!(compiled.kernel_plan().default, InboundAction::Steer, "the agent has to see it");
+    }
+    let missing = compile(vec![deny], &["own/missing"]);
+    assert!(!missing.evaluate(&conn(CLIENT)).is_allow(), "what is not known denies, dry run or not");
+    assert_eq!(compile(vec![], &[]).dry_run(&conn(CLIENT)), None);
 }
 
 #[test]

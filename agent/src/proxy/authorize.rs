@@ -57,6 +57,12 @@ impl Authorizer {
         Ok(permit)
     }
 
+    /// What the answer about `conn` would be with the policies that only run dry; none where there are none.
+    pub fn dry_run(&self, conn: &Conn) -> Option<Verdict> {
+        let snapshot = Arc::clone(&self.snapshots.borrow());
+        snapshot.inbound_policy(&self.pod).dry_run(conn)
+    }
+
     /// Judges the live connections again whenever the snapshot changes, until `stop`.
     pub async fn review(self: Arc<Self>, stop: CancellationToken) {
         let mut snapshots = self.snapshots.clone();

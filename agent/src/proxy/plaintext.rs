@@ -42,6 +42,9 @@ async fn judged(
 ) -> End {
     let conn =
         Conn { source: None, source_ip: client.ip(), destination_ip: app.ip(), destination_port: app.port() };
+    if let Some(would) = pod.authorizer.dry_run(&conn) {
+        record.set_dry_run(would.to_string());
+    }
     let permit = match pod.authorizer.authorize(record.id(), conn, &pod.enrolled.cut) {
         Ok(permit) => permit,
         Err(denied) => {

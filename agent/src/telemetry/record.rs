@@ -102,6 +102,11 @@ impl Record {
         lock(&self.live.facts).mtls = proved;
     }
 
+    /// What the answer would be if the policies that only run dry were in force.
+    pub fn set_dry_run(&self, would: String) {
+        lock(&self.live.facts).dry_run = Some(would);
+    }
+
     /// What both ends' lines of one connection have in common.
     pub fn set_trace(&self, id: u128) {
         lock(&self.live.facts).trace = Some(id);
@@ -177,6 +182,7 @@ struct Facts {
     next_hop: Option<NextHop>,
     hbone_addr: Option<SocketAddr>,
     policy: Option<Arc<str>>,
+    dry_run: Option<String>,
     trace: Option<u128>,
     mtls: bool,
     established: bool,
@@ -241,6 +247,7 @@ impl Live {
             hbone_addr: facts.hbone_addr,
             service: facts.service.as_deref(),
             policy: facts.policy.as_deref(),
+            dry_run: facts.dry_run.as_deref(),
             trace: facts.trace,
             established: facts.established,
             sent: self.counts.sent.load(Ordering::Relaxed),

@@ -204,6 +204,9 @@ pub struct Policy {
     /// ALLOW or DENY. A connection that a DENY policy matches is refused. If ALLOW policies apply to a
     /// workload, a connection has to match one of them.
     pub action: Action,
+    /// The policy decides nothing; the access log's dry_run says what the answer would be with it.
+    #[serde(default)]
+    pub dry_run: bool,
     /// The policy matches when one of its groups does. Without groups it never does, so that an ALLOW
     /// policy without groups allows nobody.
     #[serde(default)]

@@ -528,8 +528,11 @@ fn policy() -> impl Strategy<Value = Policy> {
     let group = prop::collection::vec(rule, 0..3).prop_map(|rules| Group { rules });
     let scope = select(vec![Scope::Global, Scope::Namespace, Scope::WorkloadSelector]);
     let action = select(vec![Action::Allow, Action::Deny]);
-    (name(), scope, action, prop::collection::vec(group, 0..3)).prop_map(
-        |(namespace, scope, action, groups)| Policy { name: String::new(), namespace, scope, action, groups },
+    (name(), scope, action, any::<bool>(), prop::collection::vec(group, 0..3)).prop_map(
+        |(namespace, scope, action, dry_run, groups)| {
+            let name = String::new();
+            Policy { name, namespace, scope, action, dry_run, groups }
+        },
     )
 }
 

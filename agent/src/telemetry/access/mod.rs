@@ -40,6 +40,7 @@ pub(super) struct Line<'a> {
     pub(super) hbone_addr: Option<SocketAddr>,
     pub(super) service: Option<&'a Service>,
     pub(super) policy: Option<&'a str>,
+    pub(super) dry_run: Option<&'a str>,
     pub(super) trace: Option<u128>,
     pub(super) established: bool,
     /// Client to server.
@@ -130,6 +131,9 @@ fn write(line: &Line<'_>, to: &mut impl Sink) {
     }
     if let Some(policy) = line.policy {
         to.string("policy", policy);
+    }
+    if let Some(would) = line.dry_run {
+        to.string("dry_run", would);
     }
     to.string("cause", line.cause.as_str());
     if let Some(detail) = line.detail {

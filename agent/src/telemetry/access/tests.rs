@@ -26,6 +26,7 @@ fn formatted<'a>(format: Format, change: impl FnOnce(&mut Line<'a>)) -> String {
         hbone_addr: Some("10.0.2.9:8080".parse().unwrap()),
         service: Some(Box::leak(Box::new(service))),
         policy: Some("shop/allow-client"),
+        dry_run: None,
         trace: Some(0x0123_4567_89ab_cdef),
         established: true,
         sent: 11,
@@ -235,7 +236,10 @@ fn documented(heading: &str) -> Vec<&'static str> {
 fn the_page_lists_every_field() {
     let mut documented = documented("Fields");
     documented.sort_unstable();
-    let whole = json(|line| (line.cause, line.detail) = (Cause::TlsFailed, Some("why")));
+    let whole = json(|line| {
+        (line.cause, line.detail) = (Cause::TlsFailed, Some("why"));
+        line.dry_run = Some("denied");
+    });
     assert_eq!(documented, whole.as_object().unwrap().keys().map(String::as_str).collect::<Vec<_>>());
     assert!(
         PAGE.contains(&formatted(Format::Text, |_| {})),

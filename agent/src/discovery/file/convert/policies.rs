@@ -46,6 +46,7 @@ impl Converter {
             name: policy.name.into(),
             scope: policy.scope,
             action: policy.action,
+            dry_run: policy.dry_run,
             groups,
             defect: None,
         }
