@@ -38,7 +38,12 @@ pub struct Report {
 impl Report {
     /// Probes this node. Loads and forgets some tens of tiny programs; takes milliseconds.
     pub fn probe(config: &Config) -> Self {
-        let mut report = Self { requirements: vec![kernel_version(), types()] };
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let mut report = Self { requirements: vec![privileges(&status), kernel_version(), types()] };
+        if report.missing().any(|r| r.name == PRIVILEGES) {
+            // The kernel refuses everything then, and none of it would be its fault.
+            return report;
+        }
         report.requirements.push(bpffs(&config.pin_root));
         report.requirements.push(cgroup(config.cgroup.as_deref()));
         report.requirements.extend(features::PROGRAMS.iter().map(program));
@@ -78,6 +83,33 @@ impl fmt::Display for Requirement {
             write!(f, " ({})", self.cost)?;
         }
         Ok(())
+    }
+}
+
+const PRIVILEGES: &str = "privileges";
+
+/// By `status`, which is `/proc/self/status`.
+fn privileges(status: &str) -> Requirement {
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok())
+        .unwrap_or_default();
+    // capability.h
+    let needed = [("CAP_NET_ADMIN", 12), ("CAP_SYS_ADMIN", 21), ("CAP_BPF", 39)];
+    let has = |bit: u32| effective >> bit & 1 == 1;
+    // What CAP_BPF allows, CAP_SYS_ADMIN does too.
+    let lacks: Vec<_> = needed
+        .iter()
+        .filter(|(_, bit)| !has(*bit) && (*bit != 39 || !has(21)))
+        .map(|(name, _)| *name)
+        .collect();
+    Requirement {
+        name: PRIVILEGES.to_owned(),
+        met: lacks.is_empty(),
+        fatal: true,
+        found: if lacks.is_empty() { "enough".to_owned() } else { format!("without {}", lacks.join(", ")) },
+        cost: "nothing can be loaded, nor be asked of this kernel: try again as root".to_owned(),
     }
 }
 
@@ -164,9 +196,15 @@ fn map(&(map_type, name, cost): &(MapType, &str, &str)) -> Requirement {
     let (met, found) = match is_map_supported(map_type) {
         Ok(true) => (true, "supported".to_owned()),
         Ok(false) => (false, "not supported".to_owned()),
-        Err(e) => (false, e.to_string()),
+        Err(e) => (false, with_causes(&e)),
     };
     Requirement { name: format!("map type {name}"), met, fatal: true, found, cost: cost.to_owned() }
+}
+
+/// The error number is in the cause.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |e| e.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 fn optional(feature: &features::Optional) -> Requirement {
@@ -187,6 +225,16 @@ fn optional(feature: &features::Optional) -> Requirement {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn missing_privileges_are_named_and_nothing_else_is_blamed() {
+        let found = |bits: &str| privileges(&format!("Name:\tx\nCapEff:\t{bits}\n")).found;
+        assert_eq!(found("000001ffffffffff"), "enough");
+        assert_eq!(found("0000000000000000"), "without CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_BPF");
+        assert_eq!(found("0000000000201000"), "enough", "CAP_SYS_ADMIN stands for CAP_BPF");
+        assert_eq!(found("0000008000001000"), "without CAP_SYS_ADMIN");
+        assert!(!privileges("").met);
+    }
 
     #[test]
     fn a_report_names_what_is_missing_and_what_it_costs() {

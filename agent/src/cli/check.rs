@@ -36,7 +36,7 @@ pub(super) fn page(report: &Report) -> String {
         1 => "The agent cannot run here: one requirement is missing.".to_owned(),
         n => format!("The agent cannot run here: {n} requirements are missing."),
     };
-    format!("{}\n{last}{}\n", table::table(&headers, report.requirements.iter().map(row)), hint(report))
+    format!("{}\n{last}\n", table::table(&headers, report.requirements.iter().map(row)))
 }
 
 fn verdict(requirement: &Requirement) -> &'static str {
@@ -44,14 +44,5 @@ fn verdict(requirement: &Requirement) -> &'static str {
         (true, _) => "ok",
         (false, true) => "missing",
         (false, false) => "absent",
-    }
-}
-
-/// Without privileges every program seems to be missing.
-fn hint(report: &Report) -> &'static str {
-    if !report.is_usable() && !nix::unistd::geteuid().is_root() {
-        " It was asked without root, which alone makes programs fail to load: try again as root."
-    } else {
-        ""
     }
 }
