@@ -119,6 +119,9 @@ fn mesh() -> State {
         ports: vec![],
         subject_alt_names: vec![],
         allow_unhealthy: false,
+        load_balancing: Default::default(),
+        canonical: false,
+        visibility: Default::default(),
     });
     state.policies.push(Policy {
         namespace: "shop".into(),

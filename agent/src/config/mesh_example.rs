@@ -52,6 +52,8 @@ fn example() -> Document {
             ports: BTreeMap::from([(80, 8080)]),
             subject_alt_names: Vec::new(),
             load_balancing: Default::default(),
+            canonical: false,
+            visibility: Default::default(),
         }],
         policies: policies(),
         local_pods: vec![LocalPod {

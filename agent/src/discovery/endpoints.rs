@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rand::Rng;
 
-use crate::model::workload::Health;
+use crate::model::workload::{BalancingMode, Health, LoadBalancing};
 use crate::model::{Service, SpiffeId, Workload};
 
 /// A service with the endpoints of each of its ports, worked out when the mesh changed.
@@ -72,11 +72,42 @@ impl Endpoint {
 }
 
 impl Pool {
-    /// By weight, in logarithmic time.
-    pub(super) fn pick(&self, rng: &mut impl Rng) -> Option<&Endpoint> {
+    /// By weight: in logarithmic time, or linear where the client's own place counts. A client that is no
+    /// workload is in no place.
+    pub(super) fn pick(
+        &self,
+        balancing: &LoadBalancing,
+        client: Option<&Workload>,
+        rng: &mut impl Rng,
+    ) -> Option<&Endpoint> {
+        if balancing.mode != BalancingMode::Unspecified && !balancing.routing_preference.is_empty() {
+            return self.pick_near(balancing, client, rng);
+        }
         let total = *self.cumulative.last()?;
         let at = rng.random_range(0..total);
         self.endpoints.get(self.cumulative.partition_point(|sum| *sum <= at))
+    }
+
+    fn pick_near(
+        &self,
+        balancing: &LoadBalancing,
+        client: Option<&Workload>,
+        rng: &mut impl Rng,
+    ) -> Option<&Endpoint> {
+        let rank = |e: &Endpoint| client.map_or(0, |client| balancing.rank(client, &e.workload));
+        let wanted = match balancing.mode {
+            BalancingMode::Strict => balancing.routing_preference.len(),
+            BalancingMode::Failover | BalancingMode::Unspecified => self.endpoints.iter().map(rank).max()?,
+        };
+        let near: Vec<&Endpoint> = self.endpoints.iter().filter(|e| rank(e) == wanted).collect();
+        let total: u64 = near.iter().map(|e| u64::from(e.workload.capacity)).sum();
+        let mut at = if total == 0 { return None } else { rng.random_range(0..total) };
+        near.into_iter().find(|e| {
+            let weight = u64::from(e.workload.capacity);
+            let found = at < weight;
+            at = at.saturating_sub(weight);
+            found
+        })
     }
 
     pub(super) fn endpoints(&self) -> &[Endpoint] {
@@ -97,7 +128,9 @@ impl Pool {
         .filter(|(n, _)| *n > 0)
         .map(|(n, what)| format!("{n} {what}"))
         .collect();
-        if reasons.is_empty() {
+        if !self.endpoints.is_empty() {
+            "no endpoint is as near as its routing preference asks".into()
+        } else if reasons.is_empty() {
             "it has no endpoints".into()
         } else {
             format!("endpoints: {}", reasons.join(", "))

@@ -55,7 +55,8 @@ pub fn route(snapshot: &Snapshot, from: &LocalPod, dialled: OriginalDst, rng: &m
         return to_workload(snapshot, workload, ip, dialled.port());
     }
     if let Some(entry) = snapshot.service_entry_by_vip(ip, &from.namespace) {
-        return to_service(entry, dialled, rng);
+        let client = snapshot.workload_of(from).map(|w| &**w);
+        return to_service(entry, from, client, dialled, rng);
     }
     to_unknown(snapshot, ip, dialled.port())
 }
@@ -70,16 +71,27 @@ fn to_workload(snapshot: &Snapshot, workload: &Arc<Workload>, ip: IpAddr, port: 
     }
 }
 
-fn to_service(entry: &ServiceEntry, dialled: OriginalDst, rng: &mut impl Rng) -> Route {
+fn to_service(
+    entry: &ServiceEntry,
+    from: &LocalPod,
+    client: Option<&Workload>,
+    dialled: OriginalDst,
+    rng: &mut impl Rng,
+) -> Route {
     let service = &entry.service;
     let refuse = |why: String| {
         let (namespace, host) = (&service.namespace, &service.hostname);
         Route::Refuse(Cause::NoEndpoint, format!("service {namespace}/{host} port {}: {why}", dialled.port()))
     };
+    if !service.is_visible_to(&from.namespace) {
+        return refuse("it is for clients of its own namespace only".into());
+    }
     let Some(pool) = entry.pool(dialled.port()) else {
         return refuse("it has no such port".into());
     };
-    let picked = pool.pick(rng).and_then(|endpoint| Some((endpoint, endpoint.address(dialled.ip())?)));
+    let picked = pool
+        .pick(&service.load_balancing, client, rng)
+        .and_then(|endpoint| Some((endpoint, endpoint.address(dialled.ip())?)));
     let Some((Endpoint { workload, target_port, expected }, ip)) = picked else {
         return refuse(pool.why_empty());
     };

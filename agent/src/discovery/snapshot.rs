@@ -76,7 +76,7 @@ impl Snapshot {
     }
 
     /// The service at a virtual address, the most specific range first. Where several services claim
-    /// the same, the client's namespace wins.
+    /// the same, the client's namespace wins, then the canonical one. It may not be visible to the client.
     pub fn service_by_vip(&self, ip: IpAddr, client_namespace: &str) -> Option<&Arc<Service>> {
         self.service_entry_by_vip(ip, client_namespace).map(|entry| &entry.service)
     }
@@ -156,7 +156,11 @@ impl Snapshot {
         client_namespace: &str,
     ) -> Option<&Arc<ServiceEntry>> {
         let claims = self.by_vip.lookup(ip)?;
-        claims.iter().find(|entry| &*entry.service.namespace == client_namespace).or(claims.first())
+        let by = |fits: &dyn Fn(&Service) -> bool| claims.iter().find(|entry| fits(&entry.service));
+        by(&|s| &*s.namespace == client_namespace)
+            .or_else(|| by(&|s| s.canonical && s.is_visible_to(client_namespace)))
+            .or_else(|| by(&|s| s.is_visible_to(client_namespace)))
+            .or(claims.first())
     }
 
     pub(super) fn addresses(&self) -> impl Iterator<Item = (IpAddr, &Workload)> {

@@ -45,6 +45,9 @@ fn service(host: &str, vips: &[&str], ports: &[(u16, u16)]) -> Service {
         ports: ports.iter().map(|(s, t)| PortMapping { service_port: *s, target_port: *t }).collect(),
         subject_alt_names: Vec::new(),
         allow_unhealthy: false,
+        load_balancing: Default::default(),
+        canonical: false,
+        visibility: Default::default(),
     }
 }
 
@@ -254,6 +257,79 @@ fn which_endpoints_are_used() {
         told(&why),
         "refuse no_endpoint: service shop/web port 80: endpoints: 1 unhealthy, 1 in another network, \
          1 of capacity 0, 1 without an address"
+    );
+}
+
+#[test]
+fn where_the_client_is_counts_as_the_service_says() {
+    use crate::model::workload::{BalancingMode, LoadBalancing, Locality, LocalityScope};
+    let at = |region: &str, zone: &str, node: &str, w: Workload| Workload {
+        locality: Locality { region: region.into(), zone: zone.into(), subzone: "".into() },
+        node: node.into(),
+        ..w
+    };
+    let endpoint = |name: &str, ip: &str| member("shop/web", &[], workload(name, &[ip]));
+    let me = || at("eu", "eu-1", "n1", workload("client", &["10.1.0.1"]));
+    let node = || at("eu", "eu-1", "n1", endpoint("node", "10.1.0.10"));
+    let zone = || at("eu", "eu-1", "n2", endpoint("zone", "10.1.0.11"));
+    let region = || at("eu", "eu-2", "n3", endpoint("region", "10.1.0.12"));
+    // Its zone and node are named like ours, but it is elsewhere.
+    let far = || at("us", "eu-1", "n1", endpoint("far", "10.1.0.13"));
+    let scopes = vec![LocalityScope::Region, LocalityScope::Zone, LocalityScope::Node];
+    let chosen = |mode, workloads: Vec<Workload>, with_me: bool| {
+        let load_balancing = LoadBalancing { mode, routing_preference: scopes.clone() };
+        let web = Service { load_balancing, ..service("web", &["10.96.0.1/32"], &[(80, 80)]) };
+        let mine = with_me.then(me);
+        let snapshot = Snapshot::build(1, mesh(workloads.into_iter().chain(mine).collect(), vec![web]));
+        let mut rng = StdRng::seed_from_u64(7);
+        let mut seen = std::collections::BTreeSet::new();
+        for _ in 0..200 {
+            match route(&snapshot, &client(), OriginalDst("10.96.0.1:80".parse().unwrap()), &mut rng) {
+                Route::Hbone { workload, .. } => seen.insert(workload.name.to_string()),
+                other => seen.insert(told(&other)),
+            };
+        }
+        seen.into_iter().collect::<Vec<_>>().join(" ")
+    };
+    let (all, failover, strict) =
+        (BalancingMode::Unspecified, BalancingMode::Failover, BalancingMode::Strict);
+    let too_far =
+        "refuse no_endpoint: service shop/web port 80: no endpoint is as near as its routing preference asks";
+    assert_eq!(chosen(all, vec![node(), zone(), region(), far()], true), "far node region zone");
+    assert_eq!(chosen(failover, vec![node(), zone(), region(), far()], true), "node");
+    assert_eq!(chosen(failover, vec![zone(), region(), far()], true), "zone");
+    assert_eq!(chosen(failover, vec![region(), far()], true), "region");
+    assert_eq!(chosen(failover, vec![far()], true), "far");
+    assert_eq!(chosen(strict, vec![node(), zone(), region(), far()], true), "node");
+    assert_eq!(chosen(strict, vec![zone(), region(), far()], true), too_far);
+    // Nobody knows where we are.
+    assert_eq!(chosen(failover, vec![zone(), far()], false), "far zone");
+    assert_eq!(chosen(strict, vec![node()], false), too_far);
+}
+
+#[test]
+fn services_of_other_namespaces_by_canonical_and_visibility() {
+    use crate::model::workload::Visibility;
+    let of = |namespace: &str, canonical, visibility| Service {
+        namespace: namespace.into(),
+        canonical,
+        visibility,
+        ..service("web.example", &["10.96.0.1/32"], &[(80, 80)])
+    };
+    let (public, private) = (Visibility::Public, Visibility::Namespace);
+    let vip = "10.96.0.1".parse().unwrap();
+    let snapshot = Snapshot::build(
+        1,
+        mesh(vec![], vec![of("bar", false, public), of("baz", true, private), of("zoo", true, public)]),
+    );
+    for (client, expected) in [("bar", "bar"), ("baz", "baz"), ("shop", "zoo")] {
+        assert_eq!(&*snapshot.service_by_vip(vip, client).unwrap().namespace, expected, "{client}");
+    }
+    // Not even where its address could be left alone: that would be plaintext to pods of the mesh.
+    let hidden = mesh(vec![workload("client", &["10.1.0.1"])], vec![of("baz", true, private)]);
+    assert_eq!(
+        told(&dial(hidden, "10.96.0.1:80")),
+        "refuse no_endpoint: service baz/web.example port 80: it is for clients of its own namespace only"
     );
 }
 

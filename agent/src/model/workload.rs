@@ -161,11 +161,80 @@ pub struct Service {
     pub subject_alt_names: Vec<SpiffeId>,
     /// Send to unhealthy endpoints too (`publishNotReadyAddresses`).
     pub allow_unhealthy: bool,
+    pub load_balancing: LoadBalancing,
+    /// Wins where several services of other namespaces than the client's claim one name or address.
+    pub canonical: bool,
+    pub visibility: Visibility,
+}
+
+/// Which endpoints are chosen among, before their weights count.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct LoadBalancing {
+    pub mode: BalancingMode,
+    /// Compared with the client's in this order, as far as they agree.
+    pub routing_preference: Vec<LocalityScope>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum BalancingMode {
+    /// All of them.
+    #[default]
+    Unspecified,
+    /// Those that agree with the client in every scope.
+    Strict,
+    /// Those that agree the farthest.
+    Failover,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum LocalityScope {
+    Region,
+    Zone,
+    Subzone,
+    Node,
+    Cluster,
+    Network,
+}
+
+/// Whose connections a service is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Visibility {
+    #[default]
+    Public,
+    /// Clients of its own namespace only.
+    Namespace,
+}
+
+impl LocalityScope {
+    fn agrees(self, a: &Workload, b: &Workload) -> bool {
+        match self {
+            Self::Region => a.locality.region == b.locality.region,
+            Self::Zone => a.locality.zone == b.locality.zone,
+            Self::Subzone => a.locality.subzone == b.locality.subzone,
+            Self::Node => a.node == b.node,
+            Self::Cluster => a.cluster == b.cluster,
+            Self::Network => a.network == b.network,
+        }
+    }
+}
+
+impl LoadBalancing {
+    /// In how many scopes, counted from the first, an endpoint agrees with the client.
+    pub fn rank(&self, client: &Workload, endpoint: &Workload) -> usize {
+        self.routing_preference.iter().take_while(|scope| scope.agrees(client, endpoint)).count()
+    }
 }
 
 impl Service {
     /// `namespace/hostname`, the key that workloads refer to it by.
     pub fn key(&self) -> String {
         format!("{}/{}", self.namespace, self.hostname)
+    }
+
+    pub fn is_visible_to(&self, namespace: &str) -> bool {
+        self.visibility == Visibility::Public || &*self.namespace == namespace
     }
 }

@@ -276,15 +276,16 @@ fn service_asked_for(pod: &PodProxy, snapshot: &Snapshot, asked: &Connect) -> Op
     let me = snapshot.workload_of(&pod.enrolled.pod)?;
     let mine = |s: &&Arc<Service>| me.services.contains_key(&*s.key());
     let mut services: Vec<_> = snapshot.services_by_host(host).filter(mine).collect();
-    services.sort_by_key(|s| s.namespace != me.namespace);
+    services.sort_by_key(|s| (s.namespace != me.namespace, !s.canonical));
     services.first().map(|s| Arc::clone(s))
 }
 
-/// The target port of a service by that name that this pod is an endpoint of; its own namespace's first.
+/// The target port of a service by that name that this pod is an endpoint of; its own namespace's first,
+/// then the canonical one.
 fn own_port_of(pod: &LocalPod, snapshot: &Snapshot, host: &str, port: u16) -> Option<u16> {
     let me = snapshot.workload_of(pod)?;
     let mut services: Vec<_> = snapshot.services_by_host(host).collect();
-    services.sort_by_key(|s| s.namespace != me.namespace);
+    services.sort_by_key(|s| (s.namespace != me.namespace, !s.canonical));
     services.into_iter().find_map(|service| {
         snapshot.endpoints(&service.key(), port).find(|(w, _)| w.uid == me.uid).map(|(_, target)| target)
     })

@@ -97,5 +97,8 @@ pub(super) fn service(name: &str) -> Arc<Service> {
         ports: vec![],
         subject_alt_names: vec![],
         allow_unhealthy: false,
+        load_balancing: Default::default(),
+        canonical: false,
+        visibility: Default::default(),
     })
 }

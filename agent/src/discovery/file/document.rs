@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::scalar::{Cidr, Ip, Pattern, ServiceAccountName};
 use crate::discovery::UnknownDestinations;
-use crate::model::workload::{Health, NetworkMode, WorkloadType};
+use crate::model::workload::{BalancingMode, Health, LocalityScope, NetworkMode, Visibility, WorkloadType};
 use crate::model::{MtlsMode, SpiffeId, TrustDomain};
 use crate::policy::{Action, Scope};
 
@@ -176,6 +176,13 @@ pub struct Service {
     /// How an endpoint is chosen.
     #[serde(default)]
     pub load_balancing: LoadBalancing,
+    /// Whether it wins where services of several namespaces, none of them the client's, claim one host
+    /// name or virtual address.
+    #[serde(default)]
+    pub canonical: bool,
+    /// PUBLIC, or NAMESPACE for clients of its own namespace only.
+    #[serde(default)]
+    pub visibility: Visibility,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -183,6 +190,11 @@ pub struct Service {
 pub struct LoadBalancing {
     /// ONLY_HEALTHY, or ALLOW_ALL to send to unhealthy endpoints too.
     pub health_policy: HealthPolicy,
+    /// UNSPECIFIED takes every endpoint, STRICT those that agree with the client in all of
+    /// routingPreference, FAILOVER those that agree the farthest.
+    pub mode: BalancingMode,
+    /// What is compared with the client's, in order: REGION, ZONE, SUBZONE, NODE, CLUSTER, NETWORK.
+    pub routing_preference: Vec<LocalityScope>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -13,7 +13,9 @@ use super::document::{
 use super::scalar::{Cidr, Pattern};
 use super::*;
 use crate::discovery::{Snapshot, State, UnknownDestinations};
-use crate::model::workload::{Health, NetworkMode, PortMapping, TunnelProtocol, WorkloadType};
+use crate::model::workload::{
+    BalancingMode, Health, LocalityScope, NetworkMode, PortMapping, TunnelProtocol, Visibility, WorkloadType,
+};
 use crate::model::{MtlsMode, TrustDomain};
 use crate::policy::{Action, Scope};
 
@@ -86,7 +88,9 @@ services:
   vips: [10.96.0.1, 10.97.0.1/16]
   ports: {80: 0}
   subjectAltNames: ['spiffe://td/ns/a/sa/b']
-  loadBalancing: {healthPolicy: ALLOW_ALL}
+  loadBalancing: {healthPolicy: ALLOW_ALL, mode: STRICT, routingPreference: [ZONE, NETWORK]}
+  canonical: true
+  visibility: NAMESPACE
 policies:
 - {name: p, namespace: zoo, scope: WORKLOAD_SELECTOR, action: DENY, groups: [{rules: [{matches: [{namespaces: ['*']}]}]}]}
 ",
@@ -114,6 +118,10 @@ policies:
     assert_eq!((&*s.name, s.key().as_str(), s.allow_unhealthy), ("gate", "zoo/gate.example", true));
     assert_eq!(s.vips.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.96.0.1/32", "10.97.0.0/16"]);
     assert_eq!(s.ports, [PortMapping { service_port: 80, target_port: 0 }]);
+    assert_eq!((s.canonical, s.visibility), (true, Visibility::Namespace));
+    let preference = vec![LocalityScope::Zone, LocalityScope::Network];
+    let balancing = (s.load_balancing.mode, s.load_balancing.routing_preference.clone());
+    assert_eq!(balancing, (BalancingMode::Strict, preference));
     assert_eq!(s.subject_alt_names[0].to_string(), "spiffe://td/ns/a/sa/b");
     let p = &state.policies[0];
     assert_eq!((&*p.key(), p.scope, p.action), ("zoo/p", Scope::WorkloadSelector, Action::Deny));
@@ -462,7 +470,11 @@ fn documents() -> impl Strategy<Value = Document> {
                 subject_alt_names: vec!["spiffe://td/ns/a/sa/b".parse().unwrap()],
                 load_balancing: LoadBalancing {
                     health_policy: if all { HealthPolicy::AllowAll } else { HealthPolicy::OnlyHealthy },
+                    mode: if all { BalancingMode::Failover } else { BalancingMode::Strict },
+                    routing_preference: vec![LocalityScope::Region, LocalityScope::Subzone],
                 },
+                canonical: all,
+                visibility: if all { Visibility::Public } else { Visibility::Namespace },
             })
             .collect();
         for (n, workload) in workloads.iter_mut().enumerate() {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use super::Converter;
 use crate::discovery::file::document::{self as written, HealthPolicy};
 use crate::discovery::yaml::Path;
-use crate::model::workload::PortMapping;
+use crate::model::workload::{LoadBalancing, PortMapping};
 use crate::model::{Service, ports};
 
 impl Converter {
@@ -50,6 +50,12 @@ impl Converter {
             ports: self.port_mappings(&path.key("ports"), &service.ports, true),
             subject_alt_names: service.subject_alt_names,
             allow_unhealthy: service.load_balancing.health_policy == HealthPolicy::AllowAll,
+            load_balancing: LoadBalancing {
+                mode: service.load_balancing.mode,
+                routing_preference: service.load_balancing.routing_preference,
+            },
+            canonical: service.canonical,
+            visibility: service.visibility,
         }
     }
 
