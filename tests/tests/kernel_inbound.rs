@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use kernel::sockets::{self, as_nobody, tcp};
-use kernel::{Place, StandIn, answerer, at, loaded, read_line, who};
+use kernel::{Place, StandIn, answerer, at, read_line, rows, who};
 use socket2::{Domain, Socket, Type};
 use underpass::bpf::{CaptureMode, Features, Kernel, Listeners, OwnPorts};
 use underpass::model::{InboundAction, InboundPlan};
@@ -25,6 +25,7 @@ fn main() -> ExitCode {
     stories::run(&[
         ("plaintext_passes_is_steered_or_refused_by_port", by_port),
         ("a_new_plan_holds_for_the_next_connection", plan_changes),
+        ("a_plan_that_does_not_fit_lets_nothing_of_the_former_one_pass", plan_too_large),
         ("tunnels_reach_the_agent_whoever_has_the_port", tunnels),
         ("a_missing_listener_means_refusal", missing_listener),
         ("a_pod_reaches_itself_whatever_the_plan", inside),
@@ -64,6 +65,25 @@ fn outcome(place: &Place, to: SocketAddr) -> Result<String> {
         Ok(mut stream) => Ok(answerer(&read_line(&mut stream)?).to_owned()),
         Err(_) => Ok("refused".to_owned()),
     }
+}
+
+fn plan_too_large(place: &mut Place) -> Result<()> {
+    let (stand_in, _applications) = enrolled(place)?;
+    let server = place.pod("server");
+    // One map has all pods' rows.
+    let many: Vec<_> = (20_001..=60_000).map(|port| (port, Steer)).collect();
+    let filling = place.enrol("beside", CaptureMode::Mark)?;
+    filling.inbound(plan(Dropped, &many))?;
+    stand_in.inbound(plan(Pass, &[(8080, Pass), (8081, Steer)]))?;
+    ensure!(stand_in.inbound(plan(Dropped, &many)).is_err(), "there is room for everything");
+    for port in [8080, 8081, 8083] {
+        let outcome = outcome(place, at(server.ip(false), port))?;
+        ensure!(outcome == "refused", "{port}: {outcome}");
+    }
+    drop(filling);
+    stand_in.inbound(plan(Dropped, &[(8080, Pass)]))?;
+    ensure!(outcome(place, at(server.ip(false), 8080))? == "server");
+    Ok(())
 }
 
 fn by_port(place: &mut Place) -> Result<()> {
@@ -281,7 +301,7 @@ fn two_pods(place: &mut Place) -> Result<()> {
     }
     let [gone, stays] = [&first, &second].map(StandIn::cookie);
     drop(first);
-    let rows = |pod| loaded::rows_of(pod, &place.config.pin_root, "a");
+    let rows = |pod| rows::rows_of(pod, &place.config.pin_root, "a");
     ensure!(rows(gone)? == 0 && rows(stays)? > 0, "{} and {} rows", rows(gone)?, rows(stays)?);
     Ok(())
 }

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use kernel::loaded::{link_ids, program_ids};
@@ -18,6 +19,7 @@ use underpass::bpf::{self, BpfError, CaptureMode, Destination, Features, Kernel,
 use underpass::model::{InboundAction, InboundPlan};
 use underpass_tests::stories::{self, World};
 use underpass_tests::wait;
+use underpass_tests::work::talk;
 
 fn main() -> ExitCode {
     stories::run(&[
@@ -27,6 +29,8 @@ fn main() -> ExitCode {
         ("ended_namespaces_are_forgotten", ended),
         ("another_cgroup_is_followed", other_cgroup),
         ("a_detached_link_is_made_again", detached),
+        ("a_pod_that_cannot_be_pinned_is_closed", unpinned),
+        ("another_instances_pod_is_not_touched", of_another),
         ("foreign_pins_are_refused", foreign_pins),
         ("messages_of_the_programs_reach_the_log", messages),
         ("older_kernels_get_their_fallbacks", fallbacks),
@@ -207,6 +211,48 @@ fn detached(place: &mut Place) -> Result<()> {
 }
 
 /// What lies where ours should lie is not used, and not removed.
+fn unpinned(place: &mut Place) -> Result<()> {
+    let stand_in = place.enrol("client", CaptureMode::Mark)?;
+    let _real = place.real("server", PORT)?;
+    let _inside = place.real("client", PORT)?;
+    place.programs.unenrol(stand_in.cookie())?;
+    let folder = place.config.pin_root.join("a/v1/pods");
+    fs::remove_dir(&folder)?;
+    ensure!(stand_in.enrol().is_err(), "it was pinned in a folder that is gone");
+    fails_closed(place)?;
+    for v6 in [false, true] {
+        let to = at(place.pod("client").ip(v6), PORT);
+        let inbound = talk::dial_within(&place.pod("beside").ns, to, Duration::from_millis(500));
+        ensure!(inbound.is_err(), "plaintext came in");
+    }
+    fs::create_dir(&folder)?;
+    stand_in.enrol()?;
+    ensure!(fs::read_dir(&folder)?.count() == 1, "it is not pinned");
+    fails_closed(place)?;
+    place.programs.unenrol(stand_in.cookie())?;
+    ensure!(answers(place, "client", false)? == "server");
+    Ok(())
+}
+
+fn of_another(place: &mut Place) -> Result<()> {
+    let stand_in = place.enrol("client", CaptureMode::Mark)?;
+    let theirs = config(&place.topology, "b");
+    let programs = load(&theirs, Features::detect())?;
+    let error = stand_in.enrol_with(&programs).err().context("two instances have one pod")?;
+    ensure!(error.to_string().contains("agent instance a"), "{error}");
+    ensure!(programs.remembered()?.is_empty());
+    drop(programs);
+    bpf::uninstall(&theirs.pin_root, "b")?;
+    ensure!(answers(place, "client", false)? == "outbound");
+    place.programs.release(stand_in.cookie())?;
+    ensure!(place.programs.enrolled()?.is_empty() && place.programs.remembered()? == [stand_in.cookie()]);
+    let _real = place.real("server", PORT)?;
+    ensure!(answers(place, "client", false)? == "server");
+    place.programs.unenrol(stand_in.cookie())?;
+    ensure!(place.programs.remembered()?.is_empty());
+    Ok(())
+}
+
 fn foreign_pins(place: &mut Place) -> Result<()> {
     let config = config(&place.topology, "b");
     let base = config.pin_root.join("b/v1");

@@ -26,8 +26,12 @@ pub struct State {
     pub owned: Vec<RawFd>,
     /// What loopback addresses stand for.
     pub loopback: BTreeMap<(NetnsCookie, SocketAddr), SocketAddr>,
+    /// Pods of which only the trace is left.
+    pub released: BTreeSet<NetnsCookie>,
     /// The next calls of [`Kernel::enrol`] fail with these.
     pub enrol_failures: Vec<BpfError>,
+    /// The next calls of [`Kernel::set_destinations`] fail with these.
+    pub destination_failures: Vec<BpfError>,
     flows: Option<mpsc::Receiver<Flow>>,
 }
 
@@ -80,6 +84,7 @@ impl Kernel for FakeKernel {
             listeners: before.map_or([None; 6], |pod| pod.listeners),
             inbound: before.map_or_else(|| InboundPlan::all(InboundAction::Drop), |pod| pod.inbound.clone()),
         };
+        state.released.remove(&enrolment.cookie);
         state.pods.insert(enrolment.cookie, pod);
         Ok(())
     }
@@ -101,7 +106,17 @@ impl Kernel for FakeKernel {
     }
 
     fn unenrol(&self, pod: NetnsCookie) -> Result<(), BpfError> {
-        self.state().pods.remove(&pod);
+        let mut state = self.state();
+        state.pods.remove(&pod);
+        state.released.remove(&pod);
+        Ok(())
+    }
+
+    fn release(&self, pod: NetnsCookie) -> Result<(), BpfError> {
+        let mut state = self.state();
+        if state.pods.remove(&pod).is_some() {
+            state.released.insert(pod);
+        }
         Ok(())
     }
 
@@ -113,13 +128,22 @@ impl Kernel for FakeKernel {
         Ok(self.state().pods.keys().copied().collect())
     }
 
+    fn remembered(&self) -> Result<Vec<NetnsCookie>, BpfError> {
+        let state = self.state();
+        Ok(state.released.iter().chain(state.pods.keys()).copied().collect())
+    }
+
     fn set_ranges(&self, ranges: &[IpNet]) -> Result<(), BpfError> {
         self.state().ranges = ranges.iter().copied().collect();
         Ok(())
     }
 
     fn set_destinations(&self, known: &BTreeMap<IpAddr, Destination>) -> Result<(), BpfError> {
-        self.state().destinations = known.clone();
+        let mut state = self.state();
+        if !state.destination_failures.is_empty() {
+            return Err(state.destination_failures.remove(0));
+        }
+        state.destinations = known.clone();
         Ok(())
     }
 

@@ -19,7 +19,11 @@ pub trait Kernel: Send + Sync + 'static {
     ///
     /// Fails closed: until [`Kernel::set_listeners`] its captured connections are refused, and until
     /// [`Kernel::set_inbound`] everything plaintext from outside is dropped. A pod that was enrolled
-    /// before keeps its listeners and its plan.
+    /// before keeps its listeners and its plan. Also when this fails, what could be written stands: a
+    /// pod without listeners is refused everything.
+    ///
+    /// # Errors
+    /// [`BpfError::Neighbours`] when another instance has the namespace; nothing was changed then.
     fn enrol(&self, enrolment: &Enrolment<'_>) -> Result<(), BpfError>;
 
     /// Which listeners take the pod's connections. A listener that is not named is removed. Each must
@@ -38,8 +42,15 @@ pub trait Kernel: Send + Sync + 'static {
     /// was given to it must not be taken back by us.
     fn other_instance(&self, pod: NetnsCookie, netns: BorrowedFd<'_>) -> Result<Option<String>, BpfError>;
 
+    /// As [`Kernel::unenrol`], but leaves a trace that [`Kernel::remembered`] shows until `unenrol`: the
+    /// namespace still has to be tidied, by the next agent or `underpass uninstall` if not by us.
+    fn release(&self, pod: NetnsCookie) -> Result<(), BpfError>;
+
     /// Every enrolled pod, from the maps and not from memory.
     fn enrolled(&self) -> Result<Vec<NetnsCookie>, BpfError>;
+
+    /// Every enrolled pod, and every one that was only released.
+    fn remembered(&self) -> Result<Vec<NetnsCookie>, BpfError>;
 
     /// The mesh's address ranges, replacing the former ones: an address inside them about which
     /// nothing is known goes to the agent, one outside is left alone.

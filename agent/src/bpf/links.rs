@@ -41,10 +41,15 @@ pub(super) fn attach_cgroup(
 }
 
 /// Attaches a pod's own copy of `steer` to its namespace.
+///
+/// # Errors
+/// Also when it is attached and only its pin is missing: then `unpinned` has the link, which lasts as
+/// long as that.
 pub(super) fn attach_netns(
     pin: &Path,
     netns: BorrowedFd<'_>,
     program: BorrowedFd<'_>,
+    unpinned: &mut Option<OwnedFd>,
 ) -> Result<Attached, BpfError> {
     let make = || syscall::link_create(program, netns, steer::ATTACH_TYPE);
     let on = || format!("steer to the namespace of pod {}", name_of(pin));
@@ -57,7 +62,13 @@ pub(super) fn attach_netns(
         }
         Some((link, LinkInfo::Netns { .. })) => replace(pin, &link, make, on),
         Some((_, found)) => Err(foreign(pin, "a link to a network namespace", found)),
-        None => create(pin, make, on),
+        None => {
+            let link = make().map_err(|source| BpfError::Call { call: "attach", object: on(), source })?;
+            let link = unpinned.insert(link);
+            pin_link(link.as_fd(), pin)?;
+            *unpinned = None;
+            Ok(Attached::New)
+        }
     }
 }
 
@@ -102,12 +113,16 @@ fn create(
     on: impl Fn() -> String,
 ) -> Result<Attached, BpfError> {
     let link = make().map_err(|source| BpfError::Call { call: "attach", object: on(), source })?;
-    syscall::pin(link.as_fd(), pin).map_err(|source| BpfError::Call {
+    pin_link(link.as_fd(), pin)?;
+    Ok(Attached::New)
+}
+
+fn pin_link(link: BorrowedFd<'_>, pin: &Path) -> Result<(), BpfError> {
+    syscall::pin(link, pin).map_err(|source| BpfError::Call {
         call: "pin",
         object: pin.display().to_string(),
         source,
-    })?;
-    Ok(Attached::New)
+    })
 }
 
 /// The new link stands before the old one goes.

@@ -77,6 +77,7 @@ pub(super) fn load(config: &Config, features: Features) -> Result<Programs, BpfE
         cgroup,
         maps: Mutex::new(maps),
         steer,
+        unpinned: Mutex::default(),
         peername,
         agent_sockets,
         loopback,

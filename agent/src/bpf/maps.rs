@@ -85,18 +85,41 @@ impl Maps {
         result.or_else(ignore_missing).map_err(|e| failed("update", name::map::LISTENERS, e))
     }
 
-    /// Rows before the default, so that a plan that opens ports under a default of drop never drops
-    /// what it opens, and one that closes them under a default of pass never passes what it closes.
+    /// A plan that cannot be written in full leaves nothing that passes by the former one: the default
+    /// is to drop then, and rows that differ from the plan are gone.
     pub(super) fn set_inbound(&mut self, pod: NetnsCookie, plan: &InboundPlan) -> Result<(), BpfError> {
-        let mut row = self.pod(pod)?.ok_or(BpfError::NotEnrolled(pod))?;
+        let row = self.pod(pod)?.ok_or(BpfError::NotEnrolled(pod))?;
         let wanted: StdHashMap<InboundKey, u8> = plan
             .ports
             .iter()
             .map(|(port, action)| (InboundKey::new(pod.0, *port), action_value(*action)))
             .collect();
-        let stale = update(&mut self.inbound, name::map::INBOUND, &wanted, |key| key.netns == pod.0)?;
-        row.inbound_default = action_value(plan.default);
-        self.set_pod(pod, row)?;
+        let written = self.write_inbound(pod, row, &wanted, action_value(plan.default));
+        if written.is_err() {
+            let _ = self.set_pod(pod, PodRow { inbound_default: inbound::DROP, ..row });
+            // Neither changing a row that is there nor removing one takes memory.
+            let differing = self.inbound.iter().filter_map(Result::ok);
+            let differing =
+                differing.filter(|(key, value)| key.netns == pod.0 && wanted.get(key) != Some(value));
+            let differing: Vec<InboundKey> = differing.map(|(key, _)| key).collect();
+            for key in differing {
+                let _ = self.inbound.remove(&key);
+            }
+        }
+        written
+    }
+
+    /// Rows before the default, so that a plan that opens ports under a default of drop never drops
+    /// what it opens, and one that closes them under a default of pass never passes what it closes.
+    fn write_inbound(
+        &mut self,
+        pod: NetnsCookie,
+        row: PodRow,
+        wanted: &StdHashMap<InboundKey, u8>,
+        default: u8,
+    ) -> Result<(), BpfError> {
+        let stale = update(&mut self.inbound, name::map::INBOUND, wanted, |key| key.netns == pod.0)?;
+        self.set_pod(pod, PodRow { inbound_default: default, ..row })?;
         remove(&mut self.inbound, name::map::INBOUND, stale)
     }
 

@@ -1,6 +1,6 @@
 //! The real [`Kernel`]: programs loaded, attached, pinned, and the maps that steer them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -36,6 +36,8 @@ pub struct Programs {
     pub(super) cgroup: Cgroup,
     pub(super) maps: Mutex<Maps>,
     pub(super) steer: Steer,
+    /// Links of pods that could not be pinned: they steer while this agent runs.
+    pub(super) unpinned: Mutex<HashMap<NetnsCookie, OwnedFd>>,
     /// Attached when the first pod needs them: they cost every getpeername() of the node a little.
     pub(super) peername: [OwnedFd; PEERNAME.len()],
     /// Used on connections' paths, so by descriptor and without the lock.
@@ -130,6 +132,19 @@ impl Programs {
         }
         Ok(())
     }
+
+    fn attach_steer(&self, pod: NetnsCookie, netns: BorrowedFd<'_>) -> Result<(), BpfError> {
+        let program = self.steer.load(pod)?;
+        let mut unpinned = None;
+        let attached = links::attach_netns(&self.pins.pod(pod), netns, program.as_fd(), &mut unpinned);
+        let mut all = lock(&self.unpinned);
+        match unpinned {
+            Some(link) => drop(all.insert(pod, link)),
+            None if attached.is_ok() => drop(all.remove(&pod)),
+            None => {}
+        }
+        attached.map(drop)
+    }
 }
 
 impl Kernel for Programs {
@@ -141,17 +156,19 @@ impl Kernel for Programs {
         }
         // Held throughout: two enrolments of one pod, or its un-enrolment meanwhile, take turns.
         let mut maps = lock(&self.maps);
-        if enrolment.capture == CaptureMode::Loopback {
-            self.attach_peername()?;
-        }
-        maps.set_own_addresses(pod, enrolment.addresses)?;
-        let program = self.steer.load(pod)?;
-        links::attach_netns(&self.pins.pod(pod), enrolment.netns, program.as_fd())?;
         if let Some(before) = maps.pod(pod)? {
             row.inbound_default = before.inbound_default;
         }
-        // Last: before this, none of our programs acts on the pod.
-        maps.set_pod(pod, row)
+        let ready = match enrolment.capture {
+            CaptureMode::Loopback => self.attach_peername(),
+            CaptureMode::None | CaptureMode::Mark => Ok(()),
+        };
+        let ready = ready.and(maps.set_own_addresses(pod, enrolment.addresses));
+        let ready = ready.and(self.attach_steer(pod, enrolment.netns));
+        // Last: before this, none of our programs acts on the pod. Also when something is missing: what
+        // is captured without a listener is refused.
+        maps.set_pod(pod, row)?;
+        ready
     }
 
     fn set_listeners(&self, pod: NetnsCookie, listeners: &Listeners<'_>) -> Result<(), BpfError> {
@@ -168,6 +185,7 @@ impl Kernel for Programs {
     fn unenrol(&self, pod: NetnsCookie) -> Result<(), BpfError> {
         let mut maps = lock(&self.maps);
         maps.forget(pod)?;
+        lock(&self.unpinned).remove(&pod);
         links::detach(&self.pins.pod(pod)).map(drop)
     }
 
@@ -175,8 +193,21 @@ impl Kernel for Programs {
         neighbours::other_than(&self.pins, pod, netns)
     }
 
+    fn release(&self, pod: NetnsCookie) -> Result<(), BpfError> {
+        // The pin is the trace. Its program passes everything where there is no row.
+        lock(&self.maps).forget(pod)
+    }
+
     fn enrolled(&self) -> Result<Vec<NetnsCookie>, BpfError> {
         lock(&self.maps).pods()
+    }
+
+    fn remembered(&self) -> Result<Vec<NetnsCookie>, BpfError> {
+        let mut all = self.enrolled()?;
+        all.extend(self.pins.pods()?);
+        all.sort_unstable();
+        all.dedup();
+        Ok(all)
     }
 
     fn set_ranges(&self, ranges: &[IpNet]) -> Result<(), BpfError> {

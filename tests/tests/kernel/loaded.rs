@@ -5,10 +5,8 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::Result;
-use aya::maps::{HashMap, Map, MapData, MapInfo};
+use aya::maps::MapInfo;
 use aya::programs::{loaded_links, loaded_programs};
-use underpass::model::NetnsCookie;
-use underpass_common::{InboundKey, OwnAddressKey, name};
 
 /// The maps that are pinned for an instance.
 pub fn map_ids(root: &Path, instance: &str) -> Result<BTreeSet<u32>> {
@@ -38,15 +36,4 @@ pub fn link_ids(programs: &BTreeSet<u32>) -> Result<BTreeSet<u32>> {
         .filter(|link| programs.contains(&link.program_id()))
         .map(|link| link.id())
         .collect())
-}
-
-/// How many rows of its plan and of its addresses a pod has.
-pub fn rows_of(pod: NetnsCookie, root: &Path, instance: &str) -> Result<usize> {
-    let map = |name| -> Result<Map> {
-        Ok(Map::HashMap(MapData::from_pin(root.join(instance).join("v1/maps").join(name))?))
-    };
-    let plan: HashMap<_, InboundKey, u8> = map(name::map::INBOUND)?.try_into()?;
-    let addresses: HashMap<_, OwnAddressKey, u8> = map(name::map::OWN_ADDRESSES)?.try_into()?;
-    let plan = plan.keys().flatten().filter(|key| key.netns == pod.0).count();
-    Ok(plan + addresses.keys().flatten().filter(|key| key.netns == pod.0).count())
 }

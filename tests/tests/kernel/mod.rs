@@ -4,6 +4,7 @@
 #![allow(dead_code, clippy::unwrap_used)]
 
 pub mod loaded;
+pub mod rows;
 pub mod sockets;
 
 use std::io::{self, Read, Write};
