@@ -115,7 +115,7 @@ fn removed(w: &mut Town) -> Result<()> {
     for direction in ["outbound", "inbound"] {
         w.cluster.n1.wait_access_after(seen, &format!("mover's {direction} connections drained"), |l| {
             l.is("direction", direction)
-                && l.cause() == "drained"
+                && l.cause() == "pod_gone"
                 && (l.is("src.workload", "mover") || l.is("dst.identity", &identity("mover")))
         })?;
     }

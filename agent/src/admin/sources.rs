@@ -138,9 +138,19 @@ fn pod_view(state: &PodState, snapshot: &Snapshot, rows: Option<&BTreeSet<NetnsC
     match state {
         PodState::Enrolled(pod) => enrolled(pod, PodStateView::Enrolled),
         PodState::Leaving(pod) => enrolled(pod, PodStateView::Leaving),
-        PodState::Refused { pod, why } => {
-            PodView { reason: Some(why.clone()), ..decided(pod, PodStateView::Refused, snapshot) }
-        }
+        PodState::Refused { pod, why, closed } => PodView {
+            reason: Some(refusal(why, *closed)),
+            netns_cookie: closed.map(|cookie| cookie.0),
+            in_kernel: closed.and_then(|cookie| rows.map(|rows| rows.contains(&cookie))),
+            ..decided(pod, PodStateView::Refused, snapshot)
+        },
+    }
+}
+
+fn refusal(why: &str, closed: Option<NetnsCookie>) -> String {
+    match closed {
+        Some(_) => format!("{why} (it is closed meanwhile: it reaches nobody in the mesh, and nobody it)"),
+        None => why.to_owned(),
     }
 }
 
@@ -177,7 +187,9 @@ fn audit(pods: &[PodState], rows: Result<BTreeSet<NetnsCookie>, String>) -> Vec<
             PodState::Enrolled(pod) if !rows.remove(&pod.netns.cookie()) => {
                 findings.push(format!("pod {}/{} has no row in the kernel", pod.pod.namespace, pod.pod.name));
             }
-            PodState::Refused { pod, why } => {
+            PodState::Refused { pod, why, closed } => {
+                closed.map(|cookie| rows.remove(&cookie));
+                let why = refusal(why, *closed);
                 findings.push(format!("pod {}/{} is not enrolled: {why}", pod.namespace, pod.name));
             }
             PodState::Enrolled(_) | PodState::Leaving(_) => {}

@@ -61,7 +61,7 @@ async fn agent() -> Agent {
     let kernel = Arc::new(FakeKernel::default());
     let store = Store::new();
     store.publish(mesh());
-    let refused = PodState::Refused { pod: Arc::new(pod()), why: "no such namespace".into() };
+    let refused = PodState::Refused { pod: Arc::new(pod()), why: "no such namespace".into(), closed: None };
     let sources = Arc::new(Sources {
         instance: "test".into(),
         node: "node-1".into(),

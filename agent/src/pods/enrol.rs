@@ -1,9 +1,9 @@
-//! Enrols one pod: namespace checked, certificate held, listeners open, routing given, kernel told, in
-//! that order, so that a pod that is enrolled is ready for traffic. Up to the listeners, whose ports only
-//! one agent can have, nothing in the namespace is touched: it may be another agent's.
+//! Enrols one pod: namespace checked, closed in the kernel, certificate held, routing given, listeners
+//! open, kernel told, in that order. So a pod that is enrolled is ready for traffic, and one that cannot be
+//! enrolled sends and takes nothing past the mesh, whatever its own processes did before.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -11,14 +11,14 @@ use tokio_util::task::TaskTracker;
 
 use super::destinations::Destinations;
 use super::enrolled::{self, EnrolledPod};
-use super::listeners::{Accepting, ListenError, Listeners};
+use super::listeners::{ListenError, Listeners};
 use super::manager::Started;
-use super::plumbing::{self, Numbers, Plumbed, Wanted};
-use crate::bpf::{BpfError, Kernel};
+use super::plumbing::{self, Numbers, Wanted};
+use crate::bpf::{self, BpfError, CaptureMode, Kernel};
 use crate::certs::{self, CertError};
 use crate::discovery::Snapshot;
 use crate::lifecycle::Stop;
-use crate::model::{LocalPod, NetnsCookie};
+use crate::model::{InboundAction, InboundPlan, LocalPod, NetnsCookie, PodUid};
 use crate::sys::SysError;
 use crate::sys::netns::Netns;
 use crate::telemetry::Telemetry;
@@ -45,6 +45,12 @@ pub enum EnrolError {
     HostNetwork { path: String },
     #[error("{path} has none of the pod's addresses {wanted:?}, only {found:?}: it is another pod's")]
     Stranger { path: String, wanted: Vec<IpAddr>, found: Vec<IpAddr> },
+    #[error("{path} is pod {holder}'s already; one namespace is one pod")]
+    Held { path: String, holder: PodUid },
+    #[error("the pod's description changed meanwhile")]
+    Outdated,
+    #[error("the agent failed while enrolling it; its log says how")]
+    Crashed,
     #[error("no certificate for {identity}: {source}")]
     Certificate { identity: String, source: Box<CertError> },
     #[error("no certificate for {identity} within {after:?}")]
@@ -57,108 +63,104 @@ pub enum EnrolError {
     Kernel(#[from] BpfError),
 }
 
-/// Where it fails, a namespace is as it was: closed if it was enrolled before, under another description,
-/// and untouched if it was not. `in_use` says in which ones connections of before still live.
-pub(super) async fn enrol(
-    setting: &Setting,
-    pod: Arc<LocalPod>,
-    snapshot: &Snapshot,
-    in_use: impl Fn(NetnsCookie) -> bool,
-) -> Result<Started, EnrolError> {
-    let netns = Netns::open(&pod.netns).map_err(EnrolError::Namespace)?;
-    let addresses = check_owner(&netns, &pod)?;
-    if let Some(other) = setting.kernel.other_instance(netns.cookie(), netns.fd())? {
-        return Err(BpfError::Neighbours { other }.into());
-    }
-
-    let lease = setting.certs.lease(&pod.identity);
-    let identity = || pod.identity.to_string();
-    tokio::time::timeout(setting.certificate_wait, lease.ready())
-        .await
-        .map_err(|_| EnrolError::CertificateLate { identity: identity(), after: setting.certificate_wait })?
-        .map_err(|source| EnrolError::Certificate { identity: identity(), source: Box::new(source) })?;
-
-    let cookie = netns.cookie();
-    let fresh = !in_use(cookie) && !setting.kernel.enrolled()?.contains(&cookie);
-    let (plumbed, listeners) = open(setting, &pod, &netns, &addresses, snapshot).inspect_err(|_| {
-        if fresh {
-            // It is the first failure that is told, and a later try repairs what this one leaves.
-            let _ = setting.kernel.unenrol(cookie);
-            let _ = plumbing::give_back(&*setting.kernel, &netns, setting.numbers);
-        }
-    })?;
-    let pod = EnrolledPod {
-        pod,
-        netns,
-        lease,
-        capture: plumbed.capture,
-        keeps_source: plumbed.keeps_source,
-        ended: CancellationToken::new(),
-        acceptors: TaskTracker::new(),
-        tasks: TaskTracker::new(),
-        leaving: CancellationToken::new(),
-        cut: Stop::default(),
-    };
-    Ok(Started { pod: Arc::new(pod), listeners })
+/// A try to enrol one pod in a namespace that is open.
+pub(super) struct Attempt {
+    pub setting: Arc<Setting>,
+    pub pod: Arc<LocalPod>,
+    pub netns: Netns,
+    pub snapshot: Arc<Snapshot>,
+    /// Held while a namespace is worked on, never while something is waited for: one at a time, so that
+    /// threads stay free for connections.
+    pub turn: Arc<tokio::sync::Mutex<()>>,
+    /// Cancelled when the pod's description is another by now.
+    pub outdated: CancellationToken,
 }
 
-/// All that is done to the namespace and told to the kernel.
-fn open(
-    setting: &Setting,
-    pod: &LocalPod,
-    netns: &Netns,
-    addresses: &[IpAddr],
-    snapshot: &Snapshot,
-) -> Result<(Plumbed, Accepting), EnrolError> {
-    let listeners = Listeners::open(netns, &*setting.kernel)?;
-    let plumbed = plumbing::install(netns, &pod.addresses, setting.wanted, setting.numbers)
-        .map_err(EnrolError::Plumbing)?;
-    let (kernel, cookie) = (&*setting.kernel, netns.cookie());
-    kernel.enrol(&enrolled::row(netns, addresses, plumbed.capture))?;
-    kernel.set_listeners(cookie, &listeners.as_kernel())?;
-    kernel.set_inbound(cookie, &snapshot.inbound_policy(pod).kernel_plan())?;
-    Ok((plumbed, listeners.accepting()?))
+impl Attempt {
+    /// # Errors
+    /// Once the namespace is known as the pod's, it is left closed: the kernel has its row, without
+    /// listeners and with nothing allowed in.
+    pub(super) async fn run(self) -> Result<Started, EnrolError> {
+        let turn = Arc::clone(&self.turn).lock_owned().await;
+        let own = check_owner(&self.netns, &self.pod, &self.snapshot)?;
+        let (setting, cookie) = (Arc::clone(&self.setting), self.netns.cookie());
+        let closed = setting.kernel.enrol(&enrolled::row(&self.netns, &own, self.assumed_capture()));
+        drop(turn);
+        let done = match closed {
+            Err(e @ BpfError::Neighbours { .. }) => return Err(e.into()),
+            Err(e) => Err(e.into()),
+            Ok(()) => self.open(own).await,
+        };
+        if done.is_err() {
+            close(&*setting.kernel, cookie);
+        }
+        done
+    }
+
+    /// How captured connections are refused until the namespace has shown how it can be captured.
+    fn assumed_capture(&self) -> CaptureMode {
+        if self.setting.wanted == Wanted::Loopback { CaptureMode::Loopback } else { CaptureMode::Mark }
+    }
+
+    async fn open(self, own: Vec<IpAddr>) -> Result<Started, EnrolError> {
+        let assumed = self.assumed_capture();
+        let Self { setting, pod, netns, snapshot, turn, outdated } = self;
+        let lease = setting.certs.lease(&pod.identity);
+        let identity = || pod.identity.to_string();
+        tokio::select! {
+            ready = tokio::time::timeout(setting.certificate_wait, lease.ready()) => ready
+                .map_err(|_| EnrolError::CertificateLate { identity: identity(), after: setting.certificate_wait })?
+                .map_err(|source| EnrolError::Certificate { identity: identity(), source: Box::new(source) })?,
+            () = outdated.cancelled() => return Err(EnrolError::Outdated),
+        };
+
+        let _turn = turn.lock().await;
+        let plumbed = plumbing::install(&netns, &pod.addresses, setting.wanted, setting.numbers)
+            .map_err(EnrolError::Plumbing)?;
+        let listeners = Listeners::open(&netns, &*setting.kernel)?;
+        let cookie = netns.cookie();
+        if plumbed.capture != assumed {
+            setting.kernel.enrol(&enrolled::row(&netns, &own, plumbed.capture))?;
+        }
+        setting.kernel.set_listeners(cookie, &listeners.as_kernel())?;
+        setting.kernel.set_inbound(cookie, &snapshot.inbound_policy(&pod).kernel_plan())?;
+        let listeners = listeners.accepting()?;
+        let pod = EnrolledPod {
+            pod,
+            netns,
+            lease,
+            capture: plumbed.capture,
+            own: Mutex::new(own),
+            keeps_source: plumbed.keeps_source,
+            ended: CancellationToken::new(),
+            acceptors: TaskTracker::new(),
+            tasks: TaskTracker::new(),
+            leaving: CancellationToken::new(),
+            cut: Stop::default(),
+        };
+        Ok(Started { pod: Arc::new(pod), listeners })
+    }
+}
+
+/// Leaves the pod's row in the kernel with nothing that it may do.
+fn close(kernel: &dyn Kernel, pod: NetnsCookie) {
+    let shut = kernel
+        .set_listeners(pod, &bpf::Listeners::default())
+        .and(kernel.set_inbound(pod, &InboundPlan::all(InboundAction::Drop)));
+    if let Err(e) = shut {
+        tracing::error!(netns = %pod, error = %e, "cannot close a pod that is not enrolled");
+    }
 }
 
 /// The addresses of the namespace, after checking that it is a pod's and this pod's.
-fn check_owner(netns: &Netns, pod: &LocalPod) -> Result<Vec<IpAddr>, EnrolError> {
+fn check_owner(netns: &Netns, pod: &LocalPod, snapshot: &Snapshot) -> Result<Vec<IpAddr>, EnrolError> {
+    let path = || netns.path().display().to_string();
+    if netns.is_home() {
+        return Err(EnrolError::HostNetwork { path: path() });
+    }
     let found = netns.addresses().map_err(EnrolError::Namespace)?;
-    own(netns.is_home(), &netns.path().display().to_string(), found, pod)
-}
-
-fn own(is_home: bool, path: &str, found: Vec<IpAddr>, pod: &LocalPod) -> Result<Vec<IpAddr>, EnrolError> {
-    if is_home {
-        return Err(EnrolError::HostNetwork { path: path.to_owned() });
-    }
     if !pod.addresses.iter().any(|a| found.contains(a)) {
-        return Err(EnrolError::Stranger { path: path.to_owned(), wanted: pod.addresses.clone(), found });
+        return Err(EnrolError::Stranger { path: path(), wanted: pod.addresses.clone(), found });
     }
-    Ok(enrolled::own_addresses(found, pod))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_namespace_is_a_pods_and_the_pods_own() {
-        let ips = |all: &[&str]| all.iter().map(|ip| ip.parse().unwrap()).collect::<Vec<IpAddr>>();
-        let pod = LocalPod {
-            uid: crate::model::PodUid("p".into()),
-            namespace: "shop".into(),
-            name: "cart".into(),
-            identity: "spiffe://cluster.local/ns/shop/sa/cart".parse().unwrap(),
-            netns: "/run/netns/p".into(),
-            addresses: ips(&["10.0.0.1", "fd00::1"]),
-        };
-        let judge = |is_home, found: &[&str]| own(is_home, "/run/netns/p", ips(found), &pod);
-        // All that is there, and all that is said to be.
-        assert_eq!(
-            judge(false, &["10.0.0.1", "10.9.9.9"]).unwrap(),
-            ips(&["10.0.0.1", "10.9.9.9", "fd00::1"])
-        );
-        assert!(matches!(judge(true, &["10.0.0.1"]), Err(EnrolError::HostNetwork { .. })));
-        assert!(matches!(judge(false, &["10.0.0.2"]), Err(EnrolError::Stranger { .. })));
-        assert!(matches!(judge(false, &[]), Err(EnrolError::Stranger { .. })));
-    }
+    Ok(enrolled::own_addresses(found, pod, snapshot))
 }

@@ -141,6 +141,10 @@ async fn connect(
 /// from the pod's own address, as the application would have made it.
 async fn passed_on(pod: &PodProxy, stream: TcpStream, record: &Record, to: SocketAddr) -> End {
     record.set_next_hop(NextHop(to));
+    if pod.enrolled.would_loop(to.ip()) {
+        let why = format!("{} is on an interface of the pod and not taken as its own", to.ip());
+        return End::refused(stream, Cause::Loop, why);
+    }
     let stop = pod.enrolled.cut.child();
     let upstream = match while_wanted(&stream, &stop, pod.dialer().as_pod(to, None)).await {
         Ok(Ok(upstream)) => upstream,
@@ -156,7 +160,7 @@ async fn passed_on(pod: &PodProxy, stream: TcpStream, record: &Record, to: Socke
 fn teach(pod: &PodProxy, revision: u64, ip: IpAddr) {
     let own = pod.enrolled.netns.addresses().is_ok_and(|all| all.contains(&ip));
     let told = if own {
-        pod.enrolled.update_addresses(&*pod.node.kernel)
+        pod.enrolled.update_addresses(&*pod.node.kernel, &pod.node.snapshot())
     } else {
         pod.node.destinations.teach_leave(revision, ip)
     };
