@@ -27,7 +27,7 @@ fn main() -> ExitCode {
         ("a_pod_with_another_service_account_proves_the_new_one_only", another_account),
         ("a_pod_whose_namespace_has_another_path_is_captured_throughout", another_path),
         ("a_pod_that_cannot_be_enrolled_again_stays_closed_until_it_is_of_the_mesh_no_more", stays_closed),
-        ("a_pod_that_cannot_be_given_its_listeners_is_left_as_it_was", port_taken),
+        ("a_pod_that_cannot_be_given_its_listeners_is_closed_until_it_can", port_taken),
         ("a_pod_that_is_listed_before_its_namespace_exists_is_enrolled_when_it_does", listed_early),
         ("a_namespace_that_is_not_the_pods_is_refused_and_left_as_it_was", not_its_namespace),
         ("a_services_endpoints_and_ports_change_under_live_connections", endpoints),
@@ -266,9 +266,22 @@ fn port_taken(w: &mut Town) -> Result<()> {
             v["state"] == "refused" && v["reason"].to_string().contains("port 15008 is taken inside the pod")
         })
     })?;
-    ensure!(Traces::of(w.cluster.ns("mover"))? == before, "it was half enrolled");
+    // Whoever holds the port, one of the pod's own processes, must not keep it out of the mesh by that.
+    for v6 in [false, true] {
+        for (from, to) in [("mover", "server"), ("guest", "mover")] {
+            let seen = talk::try_echo(w.cluster.ns(from), w.cluster.addr(to, APP, v6), SHORT);
+            ensure!(seen == Err(talk::Refusal::Refused), "{from} to {to}, v6 {v6}: {seen:?}");
+        }
+    }
+    // Unlisted, it is as it was before.
+    w.cluster.apply(w.mesh.clone().without("mover"))?;
+    w.wait_pod("mover", "it is forgotten", |v| v.is_none())?;
+    wait::until_true(wait::PATIENCE, "nothing is left in the namespace", || {
+        Traces::of(w.cluster.ns("mover")).is_ok_and(|now| now == before)
+    })?;
     w.in_plaintext("mover", "server", false)?;
     w.in_plaintext("guest", "mover", true)?;
+    w.cluster.apply(w.mesh.clone())?;
     drop(taken);
     w.back()?;
     w.in_mtls("mover", "server", true)

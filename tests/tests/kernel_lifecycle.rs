@@ -210,7 +210,6 @@ fn detached(place: &mut Place) -> Result<()> {
     Ok(())
 }
 
-/// What lies where ours should lie is not used, and not removed.
 fn unpinned(place: &mut Place) -> Result<()> {
     let stand_in = place.enrol("client", CaptureMode::Mark)?;
     let _real = place.real("server", PORT)?;
@@ -239,7 +238,7 @@ fn of_another(place: &mut Place) -> Result<()> {
     let theirs = config(&place.topology, "b");
     let programs = load(&theirs, Features::detect())?;
     let error = stand_in.enrol_with(&programs).err().context("two instances have one pod")?;
-    ensure!(error.to_string().contains("agent instance a"), "{error}");
+    ensure!(error.to_string().contains("another agent of this kernel: a;"), "{error}");
     ensure!(programs.remembered()?.is_empty());
     drop(programs);
     bpf::uninstall(&theirs.pin_root, "b")?;
@@ -253,6 +252,7 @@ fn of_another(place: &mut Place) -> Result<()> {
     Ok(())
 }
 
+/// What lies where ours should lie is not used, and not removed.
 fn foreign_pins(place: &mut Place) -> Result<()> {
     let config = config(&place.topology, "b");
     let base = config.pin_root.join("b/v1");

@@ -72,9 +72,16 @@ pub(super) fn attach_netns(
     }
 }
 
-/// The program that a pinned link runs; `None` when nothing is pinned there.
-pub(super) fn program_id(pin: &Path) -> Result<Option<u32>, BpfError> {
-    Ok(open_with_program(pin)?.map(|(_, _, program)| program))
+/// The program of a link to a network namespace; `None` when nothing is pinned there.
+///
+/// # Errors
+/// Also when something else is.
+pub(super) fn steering_program(pin: &Path) -> Result<Option<u32>, BpfError> {
+    match open_with_program(pin)? {
+        Some((_, LinkInfo::Netns { .. }, program)) => Ok(Some(program)),
+        Some((_, found, _)) => Err(foreign(pin, "a link to a network namespace", found)),
+        None => Ok(None),
+    }
 }
 
 /// Whether the namespace that a pinned link belongs to still exists.
@@ -84,18 +91,23 @@ pub(super) fn is_alive(pin: &Path) -> Result<bool, BpfError> {
 
 /// Detaches what is pinned and takes the pin away; says whether there was something.
 pub(super) fn detach(pin: &Path) -> Result<bool, BpfError> {
+    let was_there = sever(pin)?;
+    if was_there {
+        unlink(pin)?;
+    }
+    Ok(was_there)
+}
+
+/// As [`detach`], and the pin stays, of a link that does nothing any more.
+pub(super) fn sever(pin: &Path) -> Result<bool, BpfError> {
     let Some((link, _)) = open(pin)? else { return Ok(false) };
     // The pin may not be the only reference: a running agent holds descriptors.
     match syscall::link_detach(link.as_fd()) {
-        Ok(()) => {}
+        Ok(()) => Ok(true),
         // Severed already: its cgroup or namespace is gone.
-        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOLINK | libc::EINVAL | libc::ENOENT)) => {}
-        Err(source) => {
-            return Err(BpfError::Call { call: "detach", object: pin.display().to_string(), source });
-        }
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOLINK | libc::EINVAL | libc::ENOENT)) => Ok(true),
+        Err(source) => Err(BpfError::Call { call: "detach", object: pin.display().to_string(), source }),
     }
-    unlink(pin)?;
-    Ok(true)
 }
 
 pub(super) fn unlink(pin: &Path) -> Result<(), BpfError> {

@@ -17,21 +17,23 @@ pub fn other_instance(
     pod: NetnsCookie,
     netns: BorrowedFd<'_>,
 ) -> Result<Option<String>, BpfError> {
-    other_than(&Pins::new(pin_root, instance)?, pod, netns)
+    other_than(&Pins::new(pin_root, instance)?, None, pod, netns)
 }
 
 /// The other instance that has this namespace enrolled, as an operator calls it.
 ///
 /// The kernel is asked, and not only the pins: the other may pin elsewhere. An instance whose agent is
-/// gone has its pods nevertheless: they stay closed until it is back or is uninstalled.
+/// gone has its pods nevertheless: they stay closed until it is back or is uninstalled. `unpinned` is a
+/// program of ours that no pin shows.
 pub(super) fn other_than(
     own: &Pins,
+    unpinned: Option<u32>,
     pod: NetnsCookie,
     netns: BorrowedFd<'_>,
 ) -> Result<Option<String>, BpfError> {
-    let mut ours = Vec::new();
+    let mut ours = Vec::from_iter(unpinned);
     for pin in pod_pins(own.instance(), pod)? {
-        ours.extend(links::program_id(&pin)?);
+        ours.extend(links::steering_program(&pin)?);
     }
     let attached = syscall::attached(netns, steer::ATTACH_TYPE).map_err(|source| BpfError::Call {
         call: "query programs",
@@ -50,7 +52,7 @@ pub(super) fn other_than(
 fn name_of(pin_root: &Path, pod: NetnsCookie, program: u32) -> Result<String, BpfError> {
     for instance in pins::entries(pin_root)? {
         for pin in pod_pins(&instance, pod)? {
-            if links::program_id(&pin).ok().flatten() == Some(program) {
+            if links::steering_program(&pin).ok().flatten() == Some(program) {
                 let name = instance.file_name().unwrap_or_default().to_string_lossy().into_owned();
                 return Ok(name);
             }

@@ -190,12 +190,24 @@ impl Kernel for Programs {
     }
 
     fn other_instance(&self, pod: NetnsCookie, netns: BorrowedFd<'_>) -> Result<Option<String>, BpfError> {
-        neighbours::other_than(&self.pins, pod, netns)
+        let unpinned = lock(&self.unpinned)
+            .get(&pod)
+            .map(|link| syscall::link_info(link.as_fd()).map(|(_, program)| program))
+            .transpose()
+            .map_err(|source| BpfError::Call {
+                call: "query the steering link",
+                object: format!("network namespace {pod}"),
+                source,
+            })?;
+        neighbours::other_than(&self.pins, unpinned, pod, netns)
     }
 
     fn release(&self, pod: NetnsCookie) -> Result<(), BpfError> {
-        // The pin is the trace. Its program passes everything where there is no row.
-        lock(&self.maps).forget(pod)
+        let mut maps = lock(&self.maps);
+        maps.forget(pod)?;
+        lock(&self.unpinned).remove(&pod);
+        // The pin is the trace. The namespace itself is free for another instance.
+        links::sever(&self.pins.pod(pod)).map(drop)
     }
 
     fn enrolled(&self) -> Result<Vec<NetnsCookie>, BpfError> {
