@@ -159,11 +159,12 @@ fn load_peername(
     Ok([first?, second?])
 }
 
-/// Pods whose namespaces ended while no agent was looking.
+/// Pods whose namespaces ended while no agent was looking. Those without a row were released, with a link
+/// that is severed all the same: whoever tidies them looks for their namespaces first.
 fn forget_ended(maps: &mut Maps, pins: &Pins) -> Result<(), BpfError> {
     for pod in pins.pods()? {
         let pin = pins.pod(pod);
-        if !links::is_alive(&pin)? {
+        if maps.pod(pod)?.is_some() && !links::is_alive(&pin)? {
             tracing::info!(netns = %pod, "forgetting a pod whose network namespace is gone");
             maps.forget(pod)?;
             links::detach(&pin)?;
