@@ -21,7 +21,7 @@ pub async fn run<F, Fut>(
     direction: Direction,
     serve: F,
 ) where
-    F: Fn(Arc<PodProxy>, TcpStream) -> Fut,
+    F: Fn(Arc<PodProxy>, TcpStream) -> Fut + Copy + Send + 'static,
     Fut: Future<Output = ()> + Send + 'static,
 {
     loop {
@@ -36,9 +36,10 @@ pub async fn run<F, Fut>(
         match accepted {
             Ok((stream, _)) => match pod.admit() {
                 Some(place) => {
-                    let serving = serve(Arc::clone(&pod), stream);
+                    let of = Arc::clone(&pod);
+                    // Called in the task: a future that is moved into another one is there twice.
                     pod.enrolled.tasks.spawn(async move {
-                        serving.await;
+                        serve(of, stream).await;
                         drop(place);
                     });
                 }

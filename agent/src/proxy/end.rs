@@ -2,6 +2,7 @@
 
 use std::future::Future;
 
+use futures::FutureExt;
 use tokio::net::TcpStream;
 
 use super::deliver::{self, Outcome};
@@ -24,15 +25,24 @@ impl End {
 
 /// What `connecting` answers; unless the client resets its connection first, or somebody ends it. A
 /// client that has only sent FIN may well wait for an answer.
-pub(super) async fn while_wanted<T>(
-    client: &TcpStream,
-    stop: &Stop,
-    connecting: impl Future<Output = T>,
-) -> Result<T, (Cause, String)> {
-    tokio::select! {
-        answer = connecting => Ok(answer),
-        error = deliver::broken(client) => Err((Cause::ClientReset, error.to_string())),
-        cause = stop.ended() => Err((cause, "ended while connecting".into())),
+///
+/// `connecting` is boxed, since a task is as large as the largest thing that it ever waits for, for as long
+/// as the connection lives.
+pub(super) fn while_wanted<'a, T>(
+    client: &'a TcpStream,
+    stop: &'a Stop,
+    connecting: impl Future<Output = T> + Send + 'a,
+) -> impl Future<Output = Result<T, (Cause, String)>> + Send + 'a
+where
+    T: 'a,
+{
+    let connecting = connecting.boxed();
+    async move {
+        tokio::select! {
+            answer = connecting => Ok(answer),
+            error = deliver::broken(client) => Err((Cause::ClientReset, error.to_string())),
+            cause = stop.ended() => Err((cause, "ended while connecting".into())),
+        }
     }
 }
 

@@ -88,7 +88,7 @@ impl tunnel::Accept for Requests<'_> {
         }
         let (pod, peer) = (Arc::clone(self.pod), Arc::clone(&self.peer));
         let (client, local) = (self.client, self.local);
-        self.pod.enrolled.tasks.spawn(async move { one(&pod, client, local, &peer, inbound).await });
+        self.pod.enrolled.tasks.spawn(one(pod, client, local, peer, inbound));
     }
 
     fn rejected(&mut self, why: Reject) {
@@ -126,22 +126,28 @@ async fn handshake(
 }
 
 /// One CONNECT.
-async fn one(pod: &Arc<PodProxy>, client: ClientAddr, local: OriginalDst, peer: &SpiffeId, inbound: Inbound) {
+async fn one(
+    pod: Arc<PodProxy>,
+    client: ClientAddr,
+    local: OriginalDst,
+    peer: Arc<SpiffeId>,
+    inbound: Inbound,
+) {
     let destination = match inbound.connect.target {
         Target::Address(addr) => OriginalDst(addr),
         Target::Host(..) => local,
     };
-    let record = capture::open(pod, Direction::Inbound, client, destination);
+    let record = capture::open(&pod, Direction::Inbound, client, destination);
     let snapshot = pod.node.snapshot();
     // Behind a gateway of another network the address that we see is the gateway's.
     let near = inbound.connect.network.as_ref().is_none_or(|network| network == snapshot.network());
     let source = snapshot.workload(client.ip()).filter(|w| near && w.identity == *peer).cloned();
-    let told = || inbound.connect.baggage.as_ref().map(|baggage| Arc::new(told_of(baggage, peer)));
-    record.set_source(Party { workload: source.or_else(told), identity: Some(peer.clone()) });
+    let told = || inbound.connect.baggage.as_ref().map(|baggage| Arc::new(told_of(baggage, &peer)));
+    record.set_source(Party { workload: source.or_else(told), identity: Some((*peer).clone()) });
     if let Some(trace) = inbound.connect.trace {
         record.set_trace(trace.trace_id());
     }
-    if let Some(service) = service_asked_for(pod, &snapshot, &inbound.connect) {
+    if let Some(service) = service_asked_for(&pod, &snapshot, &inbound.connect) {
         record.set_service(service);
     }
     record.set_destination(Party {
@@ -157,7 +163,7 @@ async fn one(pod: &Arc<PodProxy>, client: ClientAddr, local: OriginalDst, peer: 
             let why = "the pod has as many connections as one pod may".to_owned();
             reject(inbound.respond, StatusCode::SERVICE_UNAVAILABLE, Cause::Overloaded, why)
         }
-        Ok(app) => connection(pod, client, peer, app, &record, inbound.respond).await,
+        Ok(app) => connection(&pod, client, &peer, app, &record, inbound.respond).await,
         Err((status, cause, why)) => reject(inbound.respond, status, cause, why),
     };
     record.finish(end.cause, end.detail);
@@ -194,7 +200,8 @@ async fn connection(
         record.set_policy(Arc::clone(policy));
     }
     let upstream = tokio::select! {
-        dialled = pod.deliver_as(app, client) => match dialled {
+        // Boxed, as in `while_wanted`.
+        dialled = Box::pin(pod.deliver_as(app, client)) => match dialled {
             Ok(upstream) => upstream,
             Err(e) => return reject(respond, StatusCode::SERVICE_UNAVAILABLE, dial_cause(&e), e.to_string()),
         },

@@ -12,7 +12,7 @@ use super::deliver;
 use super::dial::DialError;
 use super::end::{End, while_wanted};
 use super::node::PodProxy;
-use super::tunnel::{self, Carrier, Connect, Forwarded, Key, Target, TraceParent};
+use super::tunnel::{self, Carrier, Connect, Forwarded, Key, Target, TraceParent, TunnelError, TunnelStream};
 use crate::certs::Identity;
 use crate::discovery::{self, Route};
 use crate::model::{AppAddr, Cause, ClientAddr, Direction, NextHop, Service, SpiffeId, Workload};
@@ -82,26 +82,12 @@ async fn through_tunnel(
     record.set_hbone_addr(way.target.0);
     let trace = TraceParent::random(&mut rand::rng());
     record.set_trace(trace.trace_id());
-    let request = Connect {
-        baggage: pod.baggage(),
-        forwarded: Some(Forwarded {
-            client: client.0,
-            host: way.service.as_ref().map(|s| Arc::clone(&s.hostname)),
-        }),
-        trace: Some(trace),
-        ..Connect::to(Target::Address(way.target.0))
-    };
     let Some(identity) = pod.enrolled.lease.current() else {
         let why = "no valid certificate for this service account".to_owned();
         return End::refused(stream, Cause::NoCertificate, why);
     };
-    let key = Key::new(pod.enrolled.pod.uid.clone(), way.next_hop, &way.expected)
-        .with_certificate(identity.number());
-    let opened = pod.pool.open(&key, &request, || {
-        connect(Arc::clone(pod), Arc::clone(&identity), way.next_hop, Arc::clone(&way.expected))
-    });
     let stop = pod.enrolled.cut.child();
-    let tunnel = match while_wanted(&stream, &stop, opened).await {
+    let tunnel = match while_wanted(&stream, &stop, open(pod, identity, client, trace, way)).await {
         Ok(Ok(tunnel)) => tunnel,
         Ok(Err(e)) => return End::refused(stream, e.cause(), e.to_string()),
         Err((cause, why)) => return End::refused(stream, cause, why),
@@ -110,6 +96,25 @@ async fn through_tunnel(
     record.set_mtls(true);
     record.established();
     deliver::copy(stream, tunnel, Direction::Outbound, record.counts(), &stop).await.into()
+}
+
+async fn open(
+    pod: &Arc<PodProxy>,
+    identity: Arc<Identity>,
+    client: ClientAddr,
+    trace: TraceParent,
+    way: Way,
+) -> Result<TunnelStream, TunnelError> {
+    let request = Connect {
+        baggage: pod.baggage(),
+        forwarded: Some(Forwarded { client: client.0, host: way.service.map(|s| Arc::clone(&s.hostname)) }),
+        trace: Some(trace),
+        ..Connect::to(Target::Address(way.target.0))
+    };
+    let key = Key::new(pod.enrolled.pod.uid.clone(), way.next_hop, &way.expected)
+        .with_certificate(identity.number());
+    let connect = || connect(Arc::clone(pod), Arc::clone(&identity), way.next_hop, Arc::clone(&way.expected));
+    pod.pool.open(&key, &request, connect).await
 }
 
 /// One new tunnel: TCP from inside the pod's namespace, then TLS with the pod's certificate.
