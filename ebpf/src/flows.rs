@@ -71,7 +71,7 @@ fn dials(ctx: &SockOpsContext, socket: *mut bpf_sock) {
     if is_own_address(key.netns, key.local) && is_own_address(key.netns, key.remote) {
         return;
     }
-    if DELIVERIES.insert(&key, &1, 0).is_err() {
+    if DELIVERIES.insert(key, 1, 0).is_err() {
         error!(ctx, "too many deliveries at once: one to namespace {} is judged as from outside", key.netns);
     }
     // Until it closes, and not only until it is established: the last step of a handshake with SYN
@@ -184,7 +184,7 @@ fn changes_state(ctx: &SockOpsContext, socket: *mut bpf_sock) {
     if unsafe { AGENT_SOCKETS.get(socket) }.is_some()
         && let Some(key) = delivery_key(ctx)
     {
-        let _ = DELIVERIES.remove(&key);
+        let _ = DELIVERIES.remove(key);
     }
 }
 

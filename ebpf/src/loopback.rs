@@ -34,7 +34,7 @@ pub fn redirect<H: Hook>(ctx: &SockAddrContext, captured: &mut Captured, dialled
     while attempt < ATTEMPTS {
         let turn = captured.dials.wrapping_add((cookie >> 23) as u32);
         captured.loopback_port = FIRST_PORT | (turn & 0x3fff) as u16;
-        if LOOPBACK_DESTINATIONS.get_ptr(&key_of(captured)).is_none() {
+        if LOOPBACK_DESTINATIONS.get_ptr(key_of(captured)).is_none() {
             H::write(ctx, address);
             write_port(ctx, captured.loopback_port);
             return Ok(());
@@ -52,12 +52,12 @@ pub fn redirect<H: Hook>(ctx: &SockAddrContext, captured: &mut Captured, dialled
 pub fn announce(captured: &mut Captured) {
     let key = key_of(captured);
     let value = LoopbackValue { address: captured.address, port: captured.port, pad: [0; 3] };
-    if LOOPBACK_DESTINATIONS.insert(&key, &value, BPF_NOEXIST.into()).is_ok() {
+    if LOOPBACK_DESTINATIONS.insert(key, value, BPF_NOEXIST.into()).is_ok() {
         captured.announced = 1;
     } else {
         // Full; or another connection has taken the address since `redirect` looked, and the agent could
         // mistake one for the other. Neither is known from here on, and what is not known is refused.
-        let _ = LOOPBACK_DESTINATIONS.remove(&key);
+        let _ = LOOPBACK_DESTINATIONS.remove(key);
     }
 }
 
@@ -65,7 +65,7 @@ pub fn announce(captured: &mut Captured) {
 #[inline(always)]
 pub fn forget(captured: &mut Captured) {
     if captured.announced == 1 {
-        let _ = LOOPBACK_DESTINATIONS.remove(&key_of(captured));
+        let _ = LOOPBACK_DESTINATIONS.remove(key_of(captured));
         captured.announced = 0;
     }
 }

@@ -71,19 +71,19 @@ pub static HAS_INGRESS_IFINDEX: Global<u8> = Global::new(0);
 pub fn pod(netns: u64) -> Option<&'static PodRow> {
     // SAFETY: rows live in kernel memory that is freed after a grace period, and a program runs
     // inside one. The agent may overwrite a row meanwhile; every field is read once and stands alone.
-    unsafe { PODS.get(&netns) }
+    unsafe { PODS.get(netns) }
 }
 
 #[inline(always)]
 pub fn is_own_address(netns: u64, address: Addr16) -> bool {
-    OWN_ADDRESSES.get_ptr(&OwnAddressKey { netns, address }).is_some()
+    OWN_ADDRESSES.get_ptr(OwnAddressKey { netns, address }).is_some()
 }
 
 /// What is known of a destination: see [`underpass_common::destination`].
 #[inline(always)]
 pub fn destination(address: Addr16) -> Option<u8> {
     // SAFETY: as in `pod`; one byte.
-    unsafe { DESTINATIONS.get(&address).copied() }
+    unsafe { DESTINATIONS.get(address).copied() }
 }
 
 #[inline(always)]

@@ -60,7 +60,7 @@ fn is_delivery(netns: u64, local: End, remote: End) -> bool {
         remote_port: remote.port,
         pad: 0,
     };
-    DELIVERIES.get_ptr(&key).is_some()
+    DELIVERIES.get_ptr(key).is_some()
 }
 
 /// The pod's own loopback and the agent's dials pass; what else is addressed to somebody else was
@@ -87,7 +87,7 @@ fn from_outside(ctx: &SkLookupContext, netns: u64, row: &PodRow, local: End) -> 
         return assign(ctx, netns, listener::HBONE, local);
     }
     // SAFETY: one byte of a row that is freed after the grace period in which this runs.
-    let action = unsafe { INBOUND.get(&InboundKey::new(netns, local.port)) }.copied();
+    let action = unsafe { INBOUND.get(InboundKey::new(netns, local.port)) }.copied();
     match action.unwrap_or(row.inbound_default) {
         inbound::PASS => PASS,
         inbound::STEER => assign(ctx, netns, listener::PLAINTEXT, local),
