@@ -317,7 +317,11 @@ fn accept(
             }
         };
         accepted.lock().unwrap().push(Accepted { listener: name, original, peer });
-        streams.lock().unwrap().extend(stream.try_clone());
+        let mut live = streams.lock().unwrap();
+        // One that is over has no peer. A story that dials without end would use up the descriptors.
+        live.retain(|stream| stream.peer_addr().is_ok());
+        live.extend(stream.try_clone());
+        drop(live);
         std::thread::spawn(move || {
             let _ = talk::prepare(&stream, talk::DEADLINE);
             greet(&mut stream, name, original, peer)
