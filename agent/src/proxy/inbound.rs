@@ -200,17 +200,19 @@ async fn connection(
         record.set_policy(Arc::clone(policy));
     }
     let upstream = tokio::select! {
-        // Boxed, as in `while_wanted`.
-        dialled = Box::pin(pod.deliver_as(app, client)) => match dialled {
-            Ok(upstream) => upstream,
-            Err(e) => return reject(respond, StatusCode::SERVICE_UNAVAILABLE, dial_cause(&e), e.to_string()),
-        },
+        // Who has taken the request back by now, as a flood does, must not cost the application anything.
+        biased;
         gone = respond.cancelled() => {
             return End { cause: Cause::ClientReset, detail: Some(gone.to_string()) };
         }
         cause = permit.stop().ended() => {
             return reject(respond, StatusCode::SERVICE_UNAVAILABLE, cause, "ended while connecting".into());
         }
+        // Boxed, as in `while_wanted`.
+        dialled = Box::pin(pod.deliver_as(app, client)) => match dialled {
+            Ok(upstream) => upstream,
+            Err(e) => return reject(respond, StatusCode::SERVICE_UNAVAILABLE, dial_cause(&e), e.to_string()),
+        },
     };
     let tunnel = match respond.accept(pod.baggage().as_ref()) {
         Ok(tunnel) => tunnel,
