@@ -12,8 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Admin};
 use crate::bpf::{Flows, Kernel, Programs};
-use crate::certs::{self, EmbeddedConfig, EmbeddedIssuer};
-use crate::config::{CapturePreference, Config};
+use crate::certs::{self, Caller, EmbeddedConfig, EmbeddedIssuer, Issuer, IstioConfig, IstioIssuer};
+use crate::config::{CapturePreference, Config, Embedded, IssuerKind};
 use crate::discovery::file::{FileOptions, FileSource, FileStatus};
 use crate::discovery::{Source, Store};
 use crate::lifecycle::{Readiness, Shutdown, Signals, TaskGroup};
@@ -160,16 +160,43 @@ async fn load(config: &Config) -> anyhow::Result<Arc<dyn Kernel>> {
 
 fn certificates(config: &Config) -> anyhow::Result<certs::Manager> {
     let c = &config.certificates;
-    let issuer = EmbeddedIssuer::open(&EmbeddedConfig {
-        trust_domain: c.embedded.trust_domain.clone(),
-        root_certificate: c.embedded.root_certificate.clone(),
-        root_key: c.embedded.root_key.clone(),
-        create: c.embedded.create_root,
-        lifetime: c.embedded.lifetime,
-        backdate: c.embedded.backdate,
-    })?;
+    let issuer: Arc<dyn Issuer> = match c.issuer {
+        IssuerKind::Embedded => Arc::new(embedded_issuer(&c.embedded)?),
+        IssuerKind::Istio => Arc::new(istio_issuer(config)?),
+    };
     let settings = certs::Config { deadline: c.deadline, concurrency: usize::from(c.concurrency) };
-    Ok(certs::Manager::new(Arc::new(issuer), &settings))
+    Ok(certs::Manager::new(issuer, &settings))
+}
+
+fn embedded_issuer(embedded: &Embedded) -> anyhow::Result<EmbeddedIssuer> {
+    Ok(EmbeddedIssuer::open(&EmbeddedConfig {
+        trust_domain: embedded.trust_domain.clone(),
+        root_certificate: embedded.root_certificate.clone(),
+        root_key: embedded.root_key.clone(),
+        create: embedded.create_root,
+        lifetime: embedded.lifetime,
+        backdate: embedded.backdate,
+    })?)
+}
+
+fn istio_issuer(config: &Config) -> anyhow::Result<IstioIssuer> {
+    let istio = config.certificates.istio.clone();
+    let issuer = IstioIssuer::new(IstioConfig {
+        address: istio.address,
+        root_certificate: istio.root_certificate,
+        alternative_host_name: istio.alternative_host_name,
+        token_file: istio.token_file,
+        cluster_id: istio.cluster_id,
+        trust_domain: istio.trust_domain,
+        lifetime: istio.lifetime,
+        deadline: config.certificates.deadline.mul_f32(0.95),
+        caller: Caller {
+            node: config.node.name.clone(),
+            pod: config.node.pod.clone(),
+            service_account: config.node.service_account.clone(),
+        },
+    });
+    issuer.map_err(|why| anyhow::anyhow!("certificates.istio: {why}"))
 }
 
 fn file_source(config: &Config, telemetry: &Telemetry) -> FileSource {

@@ -2,6 +2,9 @@
 //!
 //! The modules follow the packages of the .proto files, which say what each field means.
 
+/// The messages that Protocol Buffers bring along.
+pub use prost_types as well_known;
+
 /// Istio's services.
 pub mod istio {
     /// `istio.v1`.

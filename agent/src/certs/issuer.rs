@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 use crate::model::SpiffeId;
 use crate::tls::{TlsError, TrustBundles};
 
-/// Somebody who gives out certificates for identities: the embedded issuer, and in time istiod or SPIRE.
+/// Somebody who gives out certificates for identities: the embedded issuer, istiod and its like, and in time SPIRE.
 ///
 /// The key is part of the answer because some issuers make it (SPIRE's APIs do). One that wants a
 /// signing request makes a fresh key for each call.

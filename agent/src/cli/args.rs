@@ -172,5 +172,10 @@ pub(super) fn read_config_or_default(path: Option<&Path>) -> anyhow::Result<Conf
 }
 
 fn environment() -> Environment {
-    Environment { node_name: std::env::var("NODE_NAME").ok() }
+    let of = |name: &str| std::env::var(name).ok();
+    Environment {
+        node_name: of("NODE_NAME"),
+        pod: of("POD_NAME").map(|name| format!("{}/{name}", of("POD_NAMESPACE").unwrap_or_default())),
+        service_account: of("SERVICE_ACCOUNT"),
+    }
 }

@@ -3,13 +3,15 @@
 use std::path::Path as FilePath;
 use std::time::Duration;
 
-use super::Config;
+use super::{Config, Istio};
+use crate::certs;
 use crate::discovery::yaml::{Complaints, Path};
 
 pub(super) fn check(config: &Config) -> Complaints {
     let mut check = Check::default();
     check.paths(config);
     check.instance(&config.bpf.instance);
+    check.authority(&config.certificates.istio);
     check.times(config);
     check.numbers(config);
     check.complaints
@@ -22,12 +24,14 @@ struct Check {
 
 impl Check {
     fn paths(&mut self, config: &Config) {
-        let embedded = &config.certificates.embedded;
+        let (embedded, istio) = (&config.certificates.embedded, &config.certificates.istio);
         for (field, path) in [
             ("bpf.pinRoot", &config.bpf.pin_root),
             ("discovery.file", &config.discovery.file),
             ("certificates.embedded.rootCertificate", &embedded.root_certificate),
             ("certificates.embedded.rootKey", &embedded.root_key),
+            ("certificates.istio.rootCertificate", &istio.root_certificate),
+            ("certificates.istio.tokenFile", &istio.token_file),
             ("admin.socket", &config.admin.socket),
         ] {
             if path.as_os_str().is_empty() {
@@ -54,6 +58,19 @@ impl Check {
         }
     }
 
+    fn authority(&mut self, istio: &Istio) {
+        let name = istio.alternative_host_name.as_deref();
+        for (field, checked) in [
+            ("certificates.istio.address", certs::check_address(&istio.address)),
+            ("certificates.istio.alternativeHostName", name.map_or(Ok(()), certs::check_host_name)),
+            ("certificates.istio.clusterId", certs::check_cluster_id(&istio.cluster_id)),
+        ] {
+            if let Err(why) = checked {
+                self.refuse(field, &why);
+            }
+        }
+    }
+
     fn times(&mut self, config: &Config) {
         let (tunnel, proxy, embedded) = (&config.tunnel, &config.proxy, &config.certificates.embedded);
         let second = Duration::from_secs(1);
@@ -61,6 +78,7 @@ impl Check {
             ("discovery.pollInterval", config.discovery.poll_interval, second),
             ("certificates.deadline", config.certificates.deadline, second),
             ("certificates.embedded.lifetime", embedded.lifetime, 60 * second),
+            ("certificates.istio.lifetime", config.certificates.istio.lifetime, 60 * second),
             ("tunnel.pingInterval", tunnel.ping_interval, second),
             ("tunnel.pingTimeout", tunnel.ping_timeout, second),
             ("tunnel.connectTimeout", tunnel.connect_timeout, Duration::from_millis(1)),

@@ -14,7 +14,8 @@ use serde::{Deserialize, Serialize};
 
 pub use example::example;
 pub use sections::{
-    Capture, CapturePreference, Certificates, Discovery, Embedded, Keepalive, Node, Proxy, Tunnel,
+    Capture, CapturePreference, Certificates, Discovery, Embedded, IssuerKind, Istio, Keepalive, Node, Proxy,
+    Tunnel,
 };
 
 use crate::admin::AdminConfig;
@@ -49,6 +50,10 @@ pub struct Config {
 pub struct Environment {
     /// `NODE_NAME`, by which a DaemonSet tells the pod where it runs.
     pub node_name: Option<String>,
+    /// `POD_NAMESPACE` and `POD_NAME`, as namespace/name.
+    pub pod: Option<String>,
+    /// `SERVICE_ACCOUNT`.
+    pub service_account: Option<String>,
 }
 
 impl Config {
@@ -67,8 +72,15 @@ impl Config {
     pub fn parse(text: &str, environment: &Environment) -> Result<Self, Invalid> {
         let mut config: Self = yaml::read(text)?;
         check::check(&config).into_result(text)?;
-        if config.node.name.is_empty() {
-            config.node.name = environment.node_name.clone().unwrap_or_default();
+        let node = &mut config.node;
+        for (field, injected) in [
+            (&mut node.name, &environment.node_name),
+            (&mut node.pod, &environment.pod),
+            (&mut node.service_account, &environment.service_account),
+        ] {
+            if field.is_empty() {
+                *field = injected.clone().unwrap_or_default();
+            }
         }
         Ok(config)
     }

@@ -14,6 +14,11 @@ use crate::model::{TrustDomain, units};
 pub struct Node {
     /// The node's name in the cluster. When empty, the environment's NODE_NAME.
     pub name: String,
+    /// The agent's own pod as namespace/name, for messages. When empty, the environment's POD_NAMESPACE
+    /// and POD_NAME.
+    pub pod: String,
+    /// The agent's own service account, for messages. When empty, the environment's SERVICE_ACCOUNT.
+    pub service_account: String,
 }
 
 /// How pods' outgoing connections come to the agent.
@@ -72,9 +77,15 @@ impl Default for Discovery {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct Certificates {
+    /// embedded: an authority inside the agent; istio: one that speaks Istio's certificate service, as
+    /// istiod and istio-csr do. Each has a section below, and the other's is not used.
+    pub issuer: IssuerKind,
     /// An authority inside the agent, for one machine, demos and tests: agents that are given the same
     /// root files trust each other, and whoever can read the key can be anybody in the mesh.
     pub embedded: Embedded,
+    /// An authority that speaks Istio's certificate service. It looks this agent's own pod up, by the
+    /// token, and gives it certificates of the pods on its node.
+    pub istio: Istio,
     /// How long one request for a certificate may take.
     #[serde(with = "units::duration")]
     #[schemars(with = "String")]
@@ -86,8 +97,21 @@ pub struct Certificates {
 
 impl Default for Certificates {
     fn default() -> Self {
-        Self { embedded: Embedded::default(), deadline: Duration::from_secs(30), concurrency: 8 }
+        Self {
+            issuer: IssuerKind::Embedded,
+            embedded: Embedded::default(),
+            istio: Istio::default(),
+            deadline: Duration::from_secs(30),
+            concurrency: 8,
+        }
     }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum IssuerKind {
+    Embedded,
+    Istio,
 }
 
 /// An authority inside the agent.
@@ -122,6 +146,45 @@ impl Default for Embedded {
             create_root: true,
             lifetime: Duration::from_secs(24 * 3600),
             backdate: Duration::from_secs(120),
+        }
+    }
+}
+
+/// An authority that speaks Istio's certificate service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Istio {
+    /// The only trust domain that it is asked for: the mesh's.
+    #[schemars(with = "String")]
+    pub trust_domain: TrustDomain,
+    /// Where it listens: https://host:port.
+    pub address: String,
+    /// PEM file of the roots that its server certificate is judged by. Read for each request, so it may
+    /// be replaced.
+    pub root_certificate: PathBuf,
+    /// Another name that its server certificate may be for, instead of the address's.
+    pub alternative_host_name: Option<String>,
+    /// The token of the agent's own service account. Read for each request, so it may be replaced.
+    pub token_file: PathBuf,
+    /// The cluster that is to judge the token, as the control plane names it.
+    pub cluster_id: String,
+    /// How long a pod's certificate is asked to be valid. The authority may give less; it is renewed in
+    /// good time.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "String")]
+    pub lifetime: Duration,
+}
+
+impl Default for Istio {
+    fn default() -> Self {
+        Self {
+            trust_domain: TrustDomain::default(),
+            address: "https://istiod.istio-system.svc:15012".into(),
+            root_certificate: "/var/run/secrets/istio/root-cert.pem".into(),
+            alternative_host_name: None,
+            token_file: "/var/run/secrets/tokens/istio-token".into(),
+            cluster_id: "Kubernetes".into(),
+            lifetime: Duration::from_secs(24 * 3600),
         }
     }
 }

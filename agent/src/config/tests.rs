@@ -41,7 +41,7 @@ fn fields_may_be_left_out() {
 
 #[test]
 fn the_file_wins_over_the_environment() {
-    let injected = Environment { node_name: Some("from-env".into()) };
+    let injected = Environment { node_name: Some("from-env".into()), ..Environment::default() };
     for (text, environment, expected) in [
         ("{}", &injected, "from-env"),
         ("node: {name: from-file}", &injected, "from-file"),
@@ -76,6 +76,34 @@ fn what_is_wrong_is_named_with_its_place() {
             "certificates:\n  embedded: {lifetime: 10s}",
             "2:24: certificates.embedded.lifetime: must be at least 1m",
         ),
+        ("certificates: {issuer: istiod}", "1:24: certificates.issuer: unknown variant `istiod`"),
+        (
+            "certificates: {istio: {address: istiod:15012}}",
+            "1:33: certificates.istio.address: must be written like https://",
+        ),
+        (
+            "certificates: {istio: {address: 'http://istiod:15012'}}",
+            "1:33: certificates.istio.address: must be written",
+        ),
+        (
+            "certificates: {istio: {address: 'https://istiod:15012/ca'}}",
+            "1:33: certificates.istio.address: must be written",
+        ),
+        (
+            "certificates: {istio: {alternativeHostName: ''}}",
+            "1:45: certificates.istio.alternativeHostName: must be a DNS name",
+        ),
+        (
+            "certificates: {istio: {clusterId: ''}}",
+            "1:35: certificates.istio.clusterId: must be a cluster's name",
+        ),
+        ("certificates: {istio: {tokenFile: ''}}", "1:35: certificates.istio.tokenFile: must not be empty"),
+        (
+            "certificates: {istio: {rootCertificate: ''}}",
+            "1:41: certificates.istio.rootCertificate: must not be empty",
+        ),
+        ("certificates: {istio: {lifetime: 10s}}", "1:34: certificates.istio.lifetime: must be at least 1m"),
+        ("certificates: {istio: {trustDomain: UPPER}}", "1:37: certificates.istio.trustDomain: "),
     ] {
         let invalid = Config::parse(text, &Environment::default()).unwrap_err();
         assert!(invalid.to_string().starts_with(expected), "{text:?} gave {invalid}");

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, SanType,
+    KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
 };
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
@@ -30,6 +30,7 @@ pub(crate) fn domain(s: &str) -> TrustDomain {
 /// A root or an intermediate that signs whatever it is given.
 pub(crate) struct Authority {
     pub(crate) certificate: CertificateDer<'static>,
+    pub(crate) pem: String,
     issuer: Issuer<'static, KeyPair>,
 }
 
@@ -49,7 +50,7 @@ impl Authority {
         change(&mut params);
         let key = KeyPair::generate().unwrap();
         let certificate = params.self_signed(&key).unwrap();
-        Self { certificate: certificate.into(), issuer: Issuer::new(params, key) }
+        Self { pem: certificate.pem(), certificate: certificate.into(), issuer: Issuer::new(params, key) }
     }
 
     pub(crate) fn intermediate(&self, change: impl FnOnce(&mut CertificateParams)) -> Self {
@@ -57,7 +58,7 @@ impl Authority {
         change(&mut params);
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        Self { certificate: certificate.into(), issuer: Issuer::new(params, key) }
+        Self { pem: certificate.pem(), certificate: certificate.into(), issuer: Issuer::new(params, key) }
     }
 
     /// A sound leaf for `identity`, changed.
@@ -68,6 +69,11 @@ impl Authority {
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         let key = PrivatePkcs8KeyDer::from(key.serialize_der());
         Shown { chain: vec![certificate.into()], key: key.into() }
+    }
+
+    /// As PEM, for a key that somebody else holds.
+    pub(crate) fn sign(&self, params: &CertificateParams, key: &impl PublicKeyData) -> String {
+        params.signed_by(key, &self.issuer).unwrap().pem()
     }
 
     pub(crate) fn certificate(&self, identity: &str) -> Certificate {

@@ -1,6 +1,8 @@
 //! Certificates over paused time, issuers that misbehave, and root files that several agents share.
 
 mod embedded;
+mod istio;
+mod istio_server;
 mod manager;
 mod renewal;
 mod roots;

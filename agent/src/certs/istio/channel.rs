@@ -1,0 +1,249 @@
+//! The connection to the authority: one at a time, made anew when the roots change or a call on it fails.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::Uri;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioIo;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::version::TLS13;
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tonic::codegen::Service;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::certs::CertError;
+use crate::tls::provider;
+
+/// TCP and TLS together.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+pub(super) struct Channels {
+    endpoint: Endpoint,
+    name: ServerName<'static>,
+    alternative: Option<ServerName<'static>>,
+    roots: PathBuf,
+    current: Current,
+}
+
+type Current = Arc<Mutex<Option<Open>>>;
+
+struct Open {
+    /// The roots' file as it was read.
+    roots: Vec<u8>,
+    channel: Channel,
+    number: u64,
+}
+
+impl Channels {
+    pub(super) fn new(address: &str, roots: PathBuf, alternative: Option<&str>) -> Result<Self, String> {
+        let (uri, name) = parse_address(address)?;
+        let endpoint = Endpoint::from(uri)
+            .connect_timeout(CONNECT_TIMEOUT)
+            .http2_keep_alive_interval(Duration::from_secs(30))
+            .keep_alive_timeout(Duration::from_secs(10));
+        let alternative = alternative.map(host_name).transpose()?;
+        Ok(Self { endpoint, name, alternative, roots, current: Current::default() })
+    }
+
+    /// The channel for the next call. It connects when it is used, and again when the connection ends.
+    pub(super) async fn get(&self) -> Result<(Channel, Unfinished), CertError> {
+        let roots = tokio::fs::read(&self.roots).await.map_err(|e| self.unusable(e))?;
+        let mut current = lock(&self.current);
+        if current.as_ref().is_none_or(|open| open.roots != roots) {
+            let connector = self.connector(&roots)?;
+            let channel = self.endpoint.connect_with_connector_lazy(connector);
+            *current = Some(Open { roots, channel, number: rand::random() });
+        }
+        let open = current.as_ref().ok_or_else(|| CertError::Issuer("no channel".into()))?;
+        let unfinished = Unfinished { current: Some(self.current.clone()), number: open.number };
+        Ok((open.channel.clone(), unfinished))
+    }
+
+    fn connector(&self, roots: &[u8]) -> Result<Connector, CertError> {
+        let mut store = RootCertStore::empty();
+        for root in CertificateDer::pem_slice_iter(roots) {
+            store.add(root.map_err(|e| self.unusable(e))?).map_err(|e| self.unusable(e))?;
+        }
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(store), provider())
+            .build()
+            .map_err(|e| self.unusable(e))?;
+        let verifier = EitherName { verifier, alternative: self.alternative.clone() };
+        let mut tls = ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&TLS13])
+            .map_err(|e| CertError::Issuer(e.to_string()))?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier))
+            .with_no_client_auth();
+        tls.alpn_protocols = vec![b"h2".to_vec()];
+        Ok(Connector { tcp: tcp(), tls: TlsConnector::from(Arc::new(tls)), name: self.name.clone() })
+    }
+
+    fn unusable(&self, why: impl std::fmt::Display) -> CertError {
+        CertError::Issuer(format!(
+            "the authority's roots in {} cannot be used ({why}): put the PEM of the control plane's roots there",
+            self.roots.display()
+        ))
+    }
+}
+
+/// Lets go of the channel unless the call on it was answered, also when the call is given up: its
+/// connection may be dead, and a dead one is not noticed while nobody uses it.
+pub(super) struct Unfinished {
+    current: Option<Current>,
+    number: u64,
+}
+
+impl Unfinished {
+    pub(super) fn finished(mut self) {
+        self.current = None;
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Some(current) = &self.current {
+            let mut current = lock(current);
+            if current.as_ref().is_some_and(|open| open.number == self.number) {
+                *current = None;
+            }
+        }
+    }
+}
+
+fn lock(current: &Mutex<Option<Open>>) -> MutexGuard<'_, Option<Open>> {
+    // It is replaced as a whole, so a panic elsewhere leaves it usable.
+    current.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn tcp() -> HttpConnector {
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    // Otherwise a request's second half waits in Nagle's algorithm for the peer's delayed acknowledgement.
+    tcp.set_nodelay(true);
+    tcp.set_keepalive(Some(Duration::from_secs(300)));
+    tcp.set_keepalive_interval(Some(Duration::from_secs(75)));
+    tcp.set_keepalive_retries(Some(9));
+    tcp
+}
+
+/// TCP, then TLS with the project's own cryptography; tonic's TLS would choose for itself.
+#[derive(Clone)]
+struct Connector {
+    tcp: HttpConnector,
+    tls: TlsConnector,
+    name: ServerName<'static>,
+}
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+impl Service<Uri> for Connector {
+    type Response = TokioIo<TlsStream<TcpStream>>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.tcp.poll_ready(context).map_err(Into::into)
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let tcp = self.tcp.call(uri);
+        let (tls, name) = (self.tls.clone(), self.name.clone());
+        Box::pin(async move {
+            let tcp = tcp.await?.into_inner();
+            Ok(TokioIo::new(tls.connect(name, tcp).await?))
+        })
+    }
+}
+
+/// Takes a server whose certificate is for the name that was dialled, or for the alternative one.
+#[derive(Debug)]
+struct EitherName {
+    verifier: Arc<WebPkiServerVerifier>,
+    alternative: Option<ServerName<'static>>,
+}
+
+impl ServerCertVerifier for EitherName {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        above: &[CertificateDer<'_>],
+        dialled: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let verify = |name: &ServerName<'_>| self.verifier.verify_server_cert(leaf, above, name, ocsp, now);
+        match (verify(dialled), &self.alternative) {
+            (
+                Err(Error::InvalidCertificate(
+                    CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+                )),
+                Some(other),
+            ) => verify(other),
+            (verified, _) => verified,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.verifier.verify_tls12_signature(message, leaf, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.verifier.verify_tls13_signature(message, leaf, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.verifier.supported_verify_schemes()
+    }
+}
+
+/// # Errors
+/// Why it is no address of an authority.
+pub fn check_address(address: &str) -> Result<(), String> {
+    parse_address(address).map(drop)
+}
+
+/// # Errors
+/// Why it is no name that a certificate could be for.
+pub fn check_host_name(name: &str) -> Result<(), String> {
+    host_name(name).map(drop)
+}
+
+fn parse_address(address: &str) -> Result<(Uri, ServerName<'static>), String> {
+    let wrong = || "must be written like https://istiod.istio-system.svc:15012".to_owned();
+    let uri: Uri = address.parse().map_err(|_| wrong())?;
+    let whole = matches!(uri.path_and_query().map(|p| p.as_str()), None | Some("/"));
+    let anonymous = uri.authority().is_some_and(|a| !a.as_str().contains('@'));
+    let host = uri.host().map(|host| host.trim_start_matches('[').trim_end_matches(']'));
+    match host {
+        Some(host) if whole && anonymous && uri.scheme_str() == Some("https") => {
+            let name = host_name(host).map_err(|_| wrong())?;
+            Ok((uri, name))
+        }
+        _ => Err(wrong()),
+    }
+}
+
+fn host_name(name: &str) -> Result<ServerName<'static>, String> {
+    ServerName::try_from(name.to_owned()).map_err(|_| "must be a DNS name or an address".into())
+}

@@ -1,0 +1,119 @@
+//! An authority that speaks Istio's certificate service: istiod, istio-csr, and whoever else does.
+//!
+//! The agent proves itself by its service account's token and asks on the workloads' behalf. What comes
+//! back is read here, and judged where every issuer's answers are (`certs/identity.rs`).
+
+mod answer;
+mod channel;
+mod failure;
+pub(super) mod request;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use underpass_proto::istio::v1::auth::istio_certificate_service_client::IstioCertificateServiceClient;
+
+pub use channel::{check_address, check_host_name};
+pub use failure::Caller;
+pub use request::check_cluster_id;
+
+use self::channel::Channels;
+use super::root_files::SecretKey;
+use super::{CertError, Issued, Issuer};
+use crate::model::{SpiffeId, TrustDomain};
+
+/// Where the authority is, and how the agent proves itself to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IstioConfig {
+    /// `https://host:port`.
+    pub address: String,
+    /// PEM file of the roots that the authority's server certificate is judged by; read for each call.
+    pub root_certificate: PathBuf,
+    /// Another name that the server's certificate may have instead of the address's.
+    pub alternative_host_name: Option<String>,
+    /// The agent's own token; read for each call, for it is replaced while the agent runs.
+    pub token_file: PathBuf,
+    /// The cluster that is to judge the token.
+    pub cluster_id: String,
+    /// The only trust domain that is asked for, and the one that the answer's roots vouch for.
+    pub trust_domain: TrustDomain,
+    /// How long a leaf is wanted to be valid; the authority may give less.
+    pub lifetime: Duration,
+    /// How long one call may take: a little less than the manager allows, so that the error is ours,
+    /// which says more.
+    pub deadline: Duration,
+    /// Who we are, for messages.
+    pub caller: Caller,
+}
+
+/// Asks an authority over gRPC, with a fresh key for each call.
+pub struct IstioIssuer {
+    config: IstioConfig,
+    channels: Channels,
+}
+
+impl IstioIssuer {
+    /// Reads and connects nothing yet: an authority that is down must not keep the agent from starting.
+    ///
+    /// # Errors
+    /// The address or the alternative host name is none.
+    pub fn new(config: IstioConfig) -> Result<Self, String> {
+        let channels = Channels::new(
+            &config.address,
+            config.root_certificate.clone(),
+            config.alternative_host_name.as_deref(),
+        )?;
+        Ok(Self { config, channels })
+    }
+
+    async fn call(&self, identity: &SpiffeId) -> Result<Issued, CertError> {
+        let key = SecretKey::generate().map_err(|e| CertError::Issuer(e.to_string()))?;
+        let request = request::make(&self.config, &key, identity).await?;
+        let (channel, unfinished) = self.channels.get().await?;
+        let mut client =
+            IstioCertificateServiceClient::new(channel).max_decoding_message_size(answer::MOST_BYTES);
+        let called = tokio::time::timeout(self.config.deadline, client.create_certificate(request)).await;
+        let answered = called.map_err(|_elapsed| failure::late(&self.config, identity))?;
+        match answered {
+            Ok(answer) => {
+                unfinished.finished();
+                answer::read(answer.into_inner(), &self.config.trust_domain, &key)
+            }
+            Err(status) => {
+                if failure::is_of_the_server(&status) {
+                    unfinished.finished();
+                }
+                Err(failure::of(&status, &self.config, identity))
+            }
+        }
+    }
+}
+
+impl Issuer for IstioIssuer {
+    fn issue<'a>(&'a self, identity: &'a SpiffeId) -> BoxFuture<'a, Result<Issued, CertError>> {
+        async move {
+            if identity.trust_domain() != &self.config.trust_domain {
+                return Err(CertError::Refused {
+                    issuer: self.name().into(),
+                    identity: identity.clone(),
+                    why: format!("its trust domain is {}", self.config.trust_domain),
+                });
+            }
+            self.call(identity).await
+        }
+        .boxed()
+    }
+
+    fn name(&self) -> &str {
+        "istio"
+    }
+}
+
+impl fmt::Debug for IstioIssuer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IstioIssuer").field("config", &self.config).finish_non_exhaustive()
+    }
+}
