@@ -67,7 +67,7 @@ pub(super) fn run(
 fn start(kernel: &Path, initramfs: &Path) -> Result<Child> {
     let mut qemu = Command::new("qemu-system-x86_64");
     // Emulated even where there is KVM: the same everywhere, and inside other machines too.
-    qemu.args(["-machine", "q35,accel=tcg", "-cpu", "max", "-smp", "2", "-m", "1024"]);
+    qemu.args(["-machine", "q35", "-accel", "tcg,thread=single", "-cpu", "max", "-smp", "2", "-m", "1024"]);
     qemu.args(["-nographic", "-no-reboot", "-nic", "none", "-append", "console=ttyS0 quiet panic=-1"]);
     qemu.arg("-kernel").arg(kernel).arg("-initrd").arg(initramfs);
     qemu.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("start qemu-system-x86_64")
