@@ -3,7 +3,7 @@
 
 use std::error::Error;
 
-const FILES: [&str; 1] = ["istio/v1/auth/ca.proto"];
+const FILES: [&str; 2] = ["istio/v1/auth/ca.proto", "underpass/v1/trust.proto"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     for file in FILES {

@@ -1,4 +1,4 @@
-//! Services that Underpass speaks, or serves, in the wire format of others.
+//! Services that Underpass speaks or serves: in the wire format of others, and its own.
 //!
 //! The modules follow the packages of the .proto files, which say what each field means.
 
@@ -14,6 +14,15 @@ pub mod istio {
         pub mod auth {
             tonic::include_proto!("istio.v1.auth");
         }
+    }
+}
+
+/// Our own services.
+pub mod underpass {
+    /// What agents and the controller say to each other beside Istio's services.
+    #[allow(missing_docs)]
+    pub mod v1 {
+        tonic::include_proto!("underpass.v1");
     }
 }
 

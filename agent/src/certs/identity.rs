@@ -8,7 +8,7 @@ use rustls::{ClientConfig, ServerConfig};
 
 use super::{CertError, Issued};
 use crate::model::SpiffeId;
-use crate::tls::{self, Accept, Certificate, ClientTemplate, TlsError, TrustBundles};
+use crate::tls::{self, Accept, Certificate, ClientTemplate, TlsError, Trust};
 
 /// One certificate with everything that is made from it once. A renewal makes a new one; connections
 /// that were set up with the old keep it as long as they need.
@@ -16,20 +16,21 @@ use crate::tls::{self, Accept, Certificate, ClientTemplate, TlsError, TrustBundl
 pub struct Identity {
     number: u64,
     certificate: Certificate,
-    bundles: TrustBundles,
+    trust: Trust,
     server: Arc<ServerConfig>,
     client: ClientTemplate,
 }
 
 impl Identity {
-    pub fn new(certificate: Certificate, bundles: TrustBundles) -> Result<Self, TlsError> {
+    pub fn new(certificate: Certificate, trust: impl Into<Trust>) -> Result<Self, TlsError> {
+        let trust = trust.into();
         static LAST: AtomicU64 = AtomicU64::new(0);
         Ok(Self {
             number: LAST.fetch_add(1, Ordering::Relaxed) + 1,
-            server: tls::server_config(&certificate, &bundles)?,
-            client: ClientTemplate::new(&certificate, &bundles)?,
+            server: tls::server_config(&certificate, &trust)?,
+            client: ClientTemplate::new(&certificate, &trust)?,
             certificate,
-            bundles,
+            trust,
         })
     }
 
@@ -44,7 +45,7 @@ impl Identity {
             });
         }
         let myself = Accept::Identities(vec![asked.clone()]);
-        tls::verify_chain(certificate.chain(), &issued.roots, &myself, now)?;
+        tls::verify_chain(certificate.chain(), &issued.roots.clone().into(), &myself, now)?;
         Ok(Self::new(certificate, issued.roots)?)
     }
 
@@ -57,9 +58,9 @@ impl Identity {
         &self.certificate
     }
 
-    /// The roots that came with the certificate.
-    pub fn bundles(&self) -> &TrustBundles {
-        &self.bundles
+    /// What peers are verified against.
+    pub fn trust(&self) -> &Trust {
+        &self.trust
     }
 
     /// For accepting tunnels; made once.

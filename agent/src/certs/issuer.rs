@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::sync::{mpsc, watch};
 use zeroize::Zeroizing;
 
 use crate::model::SpiffeId;
@@ -21,6 +22,32 @@ pub trait Issuer: Send + Sync + 'static {
 
     /// A short name for logs and the admin API.
     fn name(&self) -> &str;
+
+    /// Roots that the issuer keeps up to date by itself, `None` in it until the first came. They then
+    /// stand in place of those that come with certificates.
+    fn roots(&self) -> Option<watch::Receiver<Option<TrustBundles>>> {
+        None
+    }
+
+    /// Certificates that should be fetched anew before their time. Asked for once.
+    fn nudges(&self) -> Option<mpsc::UnboundedReceiver<Nudge>> {
+        None
+    }
+}
+
+/// An issuer's word that certificates should be fetched before their renewal is due.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Nudge {
+    /// There is a newer one for this identity: it is fetched at once.
+    Identity(SpiffeId),
+    /// Those that another authority has signed (by the leaf's authority key identifier) are renewed, spread
+    /// evenly over this time.
+    SignedByOthers {
+        /// The key identifier of the authority that signs now.
+        authority: Vec<u8>,
+        /// From now.
+        within: Duration,
+    },
 }
 
 /// One answer of an issuer.

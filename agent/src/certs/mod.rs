@@ -18,7 +18,7 @@ mod view;
 pub use clock::Clock;
 pub use embedded::{EmbeddedConfig, EmbeddedIssuer};
 pub use identity::Identity;
-pub use issuer::{CertError, Issued, Issuer};
+pub use issuer::{CertError, Issued, Issuer, Nudge};
 pub use istio::{Caller, IstioConfig, IstioIssuer, check_address, check_cluster_id, check_host_name};
 pub use manager::{Config, Lease, Manager};
 pub use renewal::{backoff, renewal_due, retry_at};

@@ -12,7 +12,7 @@ use rustls::{ClientConfig, CommonState, ServerConfig};
 
 use super::svid::Svid;
 use super::verify::{Accept, Verifier};
-use super::{Certificate, TlsError, TrustBundles, peer_identity, provider};
+use super::{Certificate, TlsError, Trust, peer_identity, provider};
 use crate::model::{SpiffeId, TrustDomain};
 
 /// The only protocol inside a tunnel, in both directions.
@@ -23,28 +23,28 @@ const ALPN: &[u8] = b"h2";
 /// Whoever dials often with one certificate keeps a [`ClientTemplate`] instead.
 pub fn client_config(
     certificate: &Certificate,
-    bundles: &TrustBundles,
+    trust: impl Into<Trust>,
     expected: &[SpiffeId],
 ) -> Result<Arc<ClientConfig>, TlsError> {
-    ClientTemplate::new(certificate, bundles)?.expecting(expected)
+    ClientTemplate::new(certificate, trust)?.expecting(expected)
 }
 
 /// For accepting clients of our own trust domain, as Istio's peers do. Policy judges them afterwards.
 pub fn server_config(
     certificate: &Certificate,
-    bundles: &TrustBundles,
+    trust: impl Into<Trust>,
 ) -> Result<Arc<ServerConfig>, TlsError> {
     let own = certificate.identity().trust_domain().clone();
-    server_config_accepting(certificate, bundles, BTreeSet::from([own]))
+    server_config_accepting(certificate, trust, BTreeSet::from([own]))
 }
 
 /// As [`server_config`], for clients of any of the trust domains in `accepted` (federation).
 pub fn server_config_accepting(
     certificate: &Certificate,
-    bundles: &TrustBundles,
+    trust: impl Into<Trust>,
     accepted: BTreeSet<TrustDomain>,
 ) -> Result<Arc<ServerConfig>, TlsError> {
-    let verifier = Verifier::new(bundles.clone(), Accept::TrustDomains(accepted));
+    let verifier = Verifier::new(trust.into(), Accept::TrustDomains(accepted));
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])
         .map_err(|e| TlsError::Configuration(e.to_string()))?
@@ -62,12 +62,13 @@ pub fn server_config_accepting(
 #[derive(Clone, Debug)]
 pub struct ClientTemplate {
     config: ClientConfig,
-    bundles: TrustBundles,
+    trust: Trust,
 }
 
 impl ClientTemplate {
-    pub fn new(certificate: &Certificate, bundles: &TrustBundles) -> Result<Self, TlsError> {
-        let nobody = Verifier::new(bundles.clone(), Accept::Identities(Vec::new()));
+    pub fn new(certificate: &Certificate, trust: impl Into<Trust>) -> Result<Self, TlsError> {
+        let trust = trust.into();
+        let nobody = Verifier::new(trust.clone(), Accept::Identities(Vec::new()));
         let mut config = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&TLS13])
             .map_err(|e| TlsError::Configuration(e.to_string()))?
@@ -77,7 +78,7 @@ impl ClientTemplate {
         config.alpn_protocols = vec![ALPN.to_vec()];
         config.enable_sni = false;
         config.resumption = Resumption::disabled();
-        Ok(Self { config, bundles: bundles.clone() })
+        Ok(Self { config, trust })
     }
 
     /// For dialling somebody who must prove one of `expected`.
@@ -85,7 +86,7 @@ impl ClientTemplate {
         if expected.is_empty() {
             return Err(TlsError::NothingExpected);
         }
-        let verifier = Verifier::new(self.bundles.clone(), Accept::Identities(expected.to_vec()));
+        let verifier = Verifier::new(self.trust.clone(), Accept::Identities(expected.to_vec()));
         let mut config = self.config.clone();
         config.dangerous().set_certificate_verifier(Arc::new(verifier));
         Ok(Arc::new(config))

@@ -13,6 +13,7 @@ mod config;
 mod error;
 mod provider;
 mod svid;
+mod trust;
 mod verify;
 
 pub use bundle::TrustBundles;
@@ -23,6 +24,7 @@ pub use config::{
 pub use error::{TlsError, cause_of, cause_of_tls, reason_of};
 pub use provider::provider;
 pub use svid::peer_identity;
+pub use trust::{Trust, Trusted};
 pub use verify::{Accept, verify_chain};
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use webpki::{
 
 use super::bundle::Root;
 use super::svid::{self, Svid};
-use super::{TlsError, TrustBundles, provider};
+use super::{TlsError, Trust, Trusted, provider};
 use crate::model::spiffe::shorten;
 use crate::model::{SpiffeId, TrustDomain};
 
@@ -35,24 +35,24 @@ pub enum Accept {
 /// anchor's validity to the user).
 pub fn verify_chain(
     chain: &[CertificateDer<'_>],
-    bundles: &TrustBundles,
+    trusted: &Trusted,
     accept: &Accept,
     now: SystemTime,
 ) -> Result<SpiffeId, TlsError> {
     let (leaf, above) = chain.split_first().ok_or(TlsError::NoCertificate)?;
     let since = now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    verify(leaf, above, bundles, accept, UnixTime::since_unix_epoch(since))
+    verify(leaf, above, trusted, accept, UnixTime::since_unix_epoch(since))
 }
 
 fn verify(
     leaf: &CertificateDer<'_>,
     above: &[CertificateDer<'_>],
-    bundles: &TrustBundles,
+    trusted: &Trusted,
     accept: &Accept,
     now: UnixTime,
 ) -> Result<SpiffeId, TlsError> {
     let identity = Svid::read(leaf)?.identity;
-    let roots = bundles.of(identity.trust_domain());
+    let roots = trusted.bundles.of(identity.trust_domain());
     if roots.is_empty() {
         return Err(TlsError::UnknownTrustDomain { identity });
     }
@@ -168,14 +168,14 @@ fn list<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
 /// Stands in both configurations; which trait rustls calls it by says which end we are.
 #[derive(Debug)]
 pub(super) struct Verifier {
-    bundles: TrustBundles,
+    trust: Trust,
     accept: Accept,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl Verifier {
-    pub(super) fn new(bundles: TrustBundles, accept: Accept) -> Self {
-        Self { bundles, accept, algorithms: provider().signature_verification_algorithms }
+    pub(super) fn new(trust: Trust, accept: Accept) -> Self {
+        Self { trust, accept, algorithms: provider().signature_verification_algorithms }
     }
 }
 
@@ -188,7 +188,7 @@ impl ServerCertVerifier for Verifier {
         _ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        verify(leaf, above, &self.bundles, &self.accept, now)?;
+        verify(leaf, above, &self.trust.now(), &self.accept, now)?;
         Ok(ServerCertVerified::assertion())
     }
 
@@ -231,7 +231,7 @@ impl ClientCertVerifier for Verifier {
         above: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        verify(leaf, above, &self.bundles, &self.accept, now)?;
+        verify(leaf, above, &self.trust.now(), &self.accept, now)?;
         Ok(ClientCertVerified::assertion())
     }
 

@@ -29,7 +29,7 @@ async fn a_certificate_is_asked_for_as_istiod_expects_it() {
     let identity = manage(server.config(&place.scratch)).await.unwrap();
     assert_eq!(identity.certificate().identity(), &id(CART));
     assert_eq!(identity.certificate().chain().len(), 2, "the leaf and what is between it and a root");
-    assert_eq!(identity.bundles().roots(&"mesh.test".parse().unwrap()).count(), 2);
+    assert_eq!(identity.trust().now().bundles.roots(&"mesh.test".parse().unwrap()).count(), 2);
 
     let asked = server.asked.lock().unwrap()[0].clone();
     assert_eq!(asked.authorization, format!("Bearer {TOKEN}"));

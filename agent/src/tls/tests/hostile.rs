@@ -10,23 +10,23 @@ use rustls_pki_types::CertificateDer;
 
 use crate::model::SpiffeId;
 use crate::tls::testing::{Authority, bundles, domain, id};
-use crate::tls::{Accept, Certificate, TlsError, TrustBundles, peer_identity, verify_chain};
+use crate::tls::{Accept, Certificate, TlsError, TrustBundles, Trusted, peer_identity, verify_chain};
 
 const PEER: &str = "spiffe://mesh.test/ns/shop/sa/till";
 
 struct World {
     root: Authority,
-    trust: TrustBundles,
+    trusted: Trusted,
     leaf: CertificateDer<'static>,
     middle: CertificateDer<'static>,
 }
 
 static WORLD: LazyLock<World> = LazyLock::new(|| {
     let root = Authority::root();
-    let trust = bundles(&[("mesh.test", &root)]);
+    let trusted = bundles(&[("mesh.test", &root)]).into();
     let middle = root.intermediate(|_| {});
     let leaf = middle.leaf(PEER, |_| {}).chain.remove(0);
-    World { middle: middle.certificate.clone(), root, trust, leaf }
+    World { middle: middle.certificate.clone(), root, trusted, leaf }
 });
 
 proptest! {
@@ -80,8 +80,8 @@ fn swallow(chain: &[CertificateDer<'static>]) -> Vec<SpiffeId> {
     let now = SystemTime::now();
     let anybody = Accept::TrustDomains([domain("mesh.test")].into());
     let results = [
-        verify_chain(chain, &WORLD.trust, &anybody, now),
-        verify_chain(chain, &WORLD.trust, &Accept::Identities(vec![id(PEER)]), now),
+        verify_chain(chain, &WORLD.trusted, &anybody, now),
+        verify_chain(chain, &WORLD.trusted, &Accept::Identities(vec![id(PEER)]), now),
     ];
     // Claims are no proof; these must only come back. So must every message.
     let claim = peer_identity(chain);
