@@ -20,6 +20,9 @@ pub enum Cause {
     TlsFailed,
     /// The peer did not prove the identity that was expected of it.
     WrongIdentity,
+    /// The peer's certificate is revoked, or does not chain to a trusted root any more: a new connection was
+    /// refused, or a live one ended.
+    TrustRevoked,
     /// HTTP/2 could not be set up, or broke underneath the stream.
     TunnelFailed,
     /// The peer answered CONNECT with 401: its policy refused us.
@@ -64,6 +67,7 @@ impl Cause {
             Self::PeerUnreachable => "peer_unreachable",
             Self::TlsFailed => "tls_failed",
             Self::WrongIdentity => "wrong_identity",
+            Self::TrustRevoked => "trust_revoked",
             Self::TunnelFailed => "tunnel_failed",
             Self::DeniedByPeer => "denied_by_peer",
             Self::RejectedByPeer => "rejected_by_peer",
@@ -89,7 +93,7 @@ impl Cause {
             Self::Closed | Self::ClientReset | Self::ServerReset | Self::Drained => "-",
             Self::PolicyDenied | Self::PolicyRevoked | Self::DeniedByPeer | Self::SpoofedSource => "DENY",
             Self::TlsFailed => "TLS_FAILURE",
-            Self::WrongIdentity | Self::NoCertificate => "IDENTITY_ERROR",
+            Self::WrongIdentity | Self::TrustRevoked | Self::NoCertificate => "IDENTITY_ERROR",
             Self::TunnelFailed => "H2_HANDSHAKE_FAILURE",
             _ => "CONNECT",
         }

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, TrustAnchor};
 
-use super::{TlsError, svid};
+use super::{TlsError, sha256, svid};
 use crate::model::TrustDomain;
 
 /// Roots by trust domain: a certificate is only ever judged by the roots of the domain that it claims,
@@ -26,6 +26,10 @@ pub(super) struct Root {
     pub(super) anchor: TrustAnchor<'static>,
     pub(super) not_before: SystemTime,
     pub(super) not_after: SystemTime,
+    /// Whether its key usage lets it sign revocation lists.
+    pub(super) signs_lists: bool,
+    /// Its certificate's SHA-256, which it is reported by.
+    pub(super) digest: [u8; 32],
 }
 
 impl TrustBundles {
@@ -77,6 +81,11 @@ impl TrustBundles {
         self.of(domain).iter().map(|root| &root.der)
     }
 
+    /// The SHA-256 of each, which they are reported by.
+    pub fn digests(&self, domain: &TrustDomain) -> impl Iterator<Item = [u8; 32]> {
+        self.of(domain).iter().map(|root| root.digest)
+    }
+
     pub(super) fn of(&self, domain: &TrustDomain) -> &[Root] {
         self.domains.get(domain).map_or(&[], Vec::as_slice)
     }
@@ -91,9 +100,10 @@ impl Root {
         }
         let not_before = svid::system_time(parsed.validity().not_before);
         let not_after = svid::system_time(parsed.validity().not_after);
+        let signs_lists = svid::may_sign_lists(&parsed)?;
         drop(parsed);
         let anchor = webpki::anchor_from_trusted_cert(&der).map_err(|e| unusable(e.to_string()))?.to_owned();
-        Ok(Self { der, anchor, not_before, not_after })
+        Ok(Self { digest: sha256(&der), der, anchor, not_before, not_after, signs_lists })
     }
 
     pub(super) fn is_valid_at(&self, now: SystemTime) -> bool {

@@ -45,6 +45,11 @@ pub enum TlsError {
     #[error("{identity} does not chain to a root of trust domain {} ({why}): its issuer hangs under another root, or our bundle is old", .identity.trust_domain())]
     Chain { identity: SpiffeId, why: String },
 
+    #[error("{what} is revoked by its issuer {issuer} (serial {serial}): if that was meant, nothing is to be done; a workload that should go on needs a new certificate", what = whose(.identity, .above.as_deref()))]
+    Revoked { identity: SpiffeId, above: Option<String>, serial: String, issuer: String },
+    #[error("the revocation list of {issuer}, in the chain of {identity}, was to be replaced by {} (it is {} here), and what it does not name may be revoked by now: give the issuer's newest list", utc(*.next_update), utc(*.now))]
+    RevocationListExpired { identity: SpiffeId, issuer: String, next_update: UnixTime, now: UnixTime },
+
     // A certificate in order, of somebody else than we accept.
     #[error(
         "no roots are held for the trust domain that {identity} claims: if it is to be trusted, configure its bundle"
@@ -64,6 +69,8 @@ pub enum TlsError {
     // Our own side.
     #[error("a root for trust domain {domain} is unusable ({why}): give X.509 v3 certificates with CA:TRUE")]
     Root { domain: TrustDomain, why: String },
+    #[error("a revocation list is unusable ({why}): give complete X.509 v2 lists, in DER or PEM")]
+    RevocationList { why: String },
     #[error(
         "the private key does not fit the certificate of {identity}, or cannot be loaded ({why}): ask the issuer again"
     )]
@@ -88,12 +95,17 @@ impl TlsError {
 
     /// The word for the access log.
     pub fn cause(&self) -> Cause {
-        if self.is_wrong_identity() { Cause::WrongIdentity } else { Cause::TlsFailed }
+        match self {
+            Self::Revoked { .. } => Cause::TrustRevoked,
+            e if e.is_wrong_identity() => Cause::WrongIdentity,
+            _ => Cause::TlsFailed,
+        }
     }
 }
 
 /// What to record for a handshake that ended with `error`: [`Cause::WrongIdentity`] when the peer is
-/// somebody else than we accept, [`Cause::TlsFailed`] for everything else.
+/// somebody else than we accept, [`Cause::TrustRevoked`] when its certificate was taken back,
+/// [`Cause::TlsFailed`] for everything else.
 ///
 /// A peer that refuses *us* says so with an alert that does not tell why, so that is `TlsFailed`.
 pub fn cause_of(error: &io::Error) -> Cause {
@@ -134,6 +146,14 @@ impl From<TlsError> for rustls::Error {
 impl From<TlsError> for io::Error {
     fn from(error: TlsError) -> Self {
         Self::new(io::ErrorKind::InvalidData, error)
+    }
+}
+
+/// The leaf's own certificate, or one above it.
+fn whose(leaf: &SpiffeId, above: Option<&str>) -> String {
+    match above {
+        None => format!("the certificate of {leaf}"),
+        Some(name) => format!("the authority {name}, in the chain of {leaf},"),
     }
 }
 

@@ -10,6 +10,7 @@
 mod bundle;
 mod certificate;
 mod config;
+mod crl;
 mod error;
 mod provider;
 mod svid;
@@ -21,8 +22,9 @@ pub use certificate::Certificate;
 pub use config::{
     ClientTemplate, client_config, peer_of, peer_valid_until, server_config, server_config_accepting,
 };
+pub use crl::{CrlView, Crls, MAX_CRL_BYTES};
 pub use error::{TlsError, cause_of, cause_of_tls, reason_of};
-pub use provider::provider;
+pub use provider::{provider, sha256};
 pub use svid::peer_identity;
 pub use trust::{Trust, Trusted};
 pub use verify::{Accept, verify_chain};

@@ -51,7 +51,7 @@ impl Svid {
             identity,
             not_before: system_time(leaf.validity().not_before),
             not_after: system_time(leaf.validity().not_after),
-            serial: leaf.raw_serial().iter().map(|b| format!("{b:02x}")).collect(),
+            serial: hex(leaf.raw_serial()),
             issuer: shorten(&leaf.issuer().to_string()),
         })
     }
@@ -87,6 +87,12 @@ pub(super) fn is_ca(certificate: &X509Certificate<'_>) -> Result<bool, TlsError>
 pub(super) fn may_sign(certificate: &X509Certificate<'_>) -> Result<bool, TlsError> {
     let usage = certificate.key_usage().map_err(unreadable("key usage"))?;
     Ok(is_ca(certificate)? && usage.is_none_or(|e| e.value.key_cert_sign()))
+}
+
+/// Whether it may sign revocation lists: cRLSign unless it has no key usage at all.
+pub(super) fn may_sign_lists(certificate: &X509Certificate<'_>) -> Result<bool, TlsError> {
+    let usage = certificate.key_usage().map_err(unreadable("key usage"))?;
+    Ok(usage.is_none_or(|e| e.value.crl_sign()))
 }
 
 fn identity_of(leaf: &X509Certificate<'_>) -> Result<SpiffeId, TlsError> {
@@ -136,6 +142,16 @@ fn check_extended_key_usage(leaf: &X509Certificate<'_>, identity: &SpiffeId) -> 
         known.into_iter().filter(|(set, _)| *set).map(|(_, name)| name.to_owned()).collect();
     found.extend(usage.other.iter().map(ToString::to_string));
     Err(TlsError::ExtendedKeyUsage { identity: identity.clone(), found: shorten(&format!("{found:?}")) })
+}
+
+/// Lower case.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// The distinguished name, for a message.
+pub(super) fn subject(der: &CertificateDer<'_>) -> String {
+    parse(der).map_or_else(|e| e.to_string(), |certificate| shorten(&certificate.subject().to_string()))
 }
 
 /// x509-parser's accessors fail when an extension comes twice or does not parse.

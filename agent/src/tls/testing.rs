@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, PublicKeyData,
+    RevokedCertParams, SanType, SerialNumber, SigningKey,
 };
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
@@ -71,6 +72,52 @@ impl Authority {
         Shown { chain: vec![certificate.into()], key: key.into() }
     }
 
+    /// A certificate for the key that this authority has already, by another authority or of other content.
+    pub(crate) fn again(
+        &self,
+        by: &Self,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> CertificateDer<'static> {
+        let mut params = ca("test intermediate");
+        change(&mut params);
+        params.signed_by(self.issuer.key(), &by.issuer).unwrap().into()
+    }
+
+    /// A list that takes these certificates back, made `ago` seconds ago and in force for an hour.
+    pub(crate) fn list(&self, revoked: &[&CertificateDer<'_>], ago: u64) -> Vec<u8> {
+        self.list_with(revoked, ago, |_| {})
+    }
+
+    pub(crate) fn list_with(
+        &self,
+        revoked: &[&CertificateDer<'_>],
+        ago: u64,
+        change: impl FnOnce(&mut CertificateRevocationListParams),
+    ) -> Vec<u8> {
+        let made = SystemTime::now() - Duration::from_secs(ago);
+        let one = |der: &&CertificateDer<'_>| RevokedCertParams {
+            serial_number: SerialNumber::from_slice(super::svid::parse(der).unwrap().raw_serial()),
+            revocation_time: made.into(),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let mut params = CertificateRevocationListParams {
+            this_update: made.into(),
+            next_update: (made + Duration::from_secs(3600)).into(),
+            crl_number: 1u64.into(),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.iter().map(one).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        change(&mut params);
+        params.signed_by(&self.issuer).unwrap().der().to_vec()
+    }
+
+    /// Signs any content, by ECDSA on P-256 with SHA-256.
+    pub(crate) fn sign_bytes(&self, content: &[u8]) -> Vec<u8> {
+        self.issuer.key().sign(content).unwrap()
+    }
+
     /// As PEM, for a key that somebody else holds.
     pub(crate) fn sign(&self, params: &CertificateParams, key: &impl PublicKeyData) -> String {
         params.signed_by(key, &self.issuer).unwrap().pem()
@@ -83,6 +130,10 @@ impl Authority {
 }
 
 impl Shown {
+    pub(crate) fn leaf(&self) -> &CertificateDer<'static> {
+        &self.chain[0]
+    }
+
     pub(crate) fn with(mut self, above: &Authority) -> Self {
         self.chain.push(above.certificate.clone());
         self

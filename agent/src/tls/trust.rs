@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::TrustBundles;
+use super::{Crls, TrustBundles};
 
 /// Roots that may change under configurations made with them: every handshake asks for the newest.
 /// Clones share it.
@@ -18,6 +18,8 @@ pub struct Trust {
 pub struct Trusted {
     /// The roots, by trust domain.
     pub bundles: TrustBundles,
+    /// What their issuers have taken back.
+    pub revoked: Crls,
 }
 
 impl Trust {
@@ -50,7 +52,7 @@ impl Trust {
 
 impl From<TrustBundles> for Trusted {
     fn from(bundles: TrustBundles) -> Self {
-        Self { bundles }
+        Self { bundles, revoked: Crls::default() }
     }
 }
 

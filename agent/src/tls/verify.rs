@@ -1,5 +1,6 @@
 //! Whether to believe the peer: one function for both ends, and its two faces towards rustls.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -7,15 +8,16 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, Error, PeerIncompatible, SignatureScheme};
-use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
+use rustls_pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, TrustAnchor, UnixTime};
 use webpki::{
-    EndEntityCert, ExtendedKeyUsageValidator, KeyPurposeIdIter, KeyUsage, RequiredEkuNotFoundContext,
-    VerifiedPath,
+    Cert, EndEntityCert, ExtendedKeyUsageValidator, KeyPurposeIdIter, KeyUsage, RequiredEkuNotFoundContext,
+    VerifiedPath, spki_for_anchor,
 };
 
 use super::bundle::Root;
+use super::crl::Status;
 use super::svid::{self, Svid};
-use super::{TlsError, Trust, Trusted, provider};
+use super::{Crls, TlsError, Trust, Trusted, provider};
 use crate::model::spiffe::shorten;
 use crate::model::{SpiffeId, TrustDomain};
 
@@ -29,7 +31,8 @@ pub enum Accept {
 }
 
 /// Verifies that `chain` (leaf first, as the peer sent it) is an X.509-SVID that is valid at `now`,
-/// chains to a root of the trust domain it claims, and names somebody who is accepted. Returns who.
+/// chains to a root of the trust domain it claims with nothing on the way revoked, and names somebody who is
+/// accepted. Returns who.
 ///
 /// Roots that are themselves out of date do not count; webpki would let them (RFC 5280 leaves a trust
 /// anchor's validity to the user).
@@ -40,8 +43,7 @@ pub fn verify_chain(
     now: SystemTime,
 ) -> Result<SpiffeId, TlsError> {
     let (leaf, above) = chain.split_first().ok_or(TlsError::NoCertificate)?;
-    let since = now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    verify(leaf, above, trusted, accept, UnixTime::since_unix_epoch(since))
+    verify(leaf, above, trusted, accept, unix(now))
 }
 
 fn verify(
@@ -56,43 +58,67 @@ fn verify(
     if roots.is_empty() {
         return Err(TlsError::UnknownTrustDomain { identity });
     }
-    check_path(leaf, above, roots, now, &identity)?;
+    let at = UNIX_EPOCH + Duration::from_secs(now.as_secs());
+    let valid: Vec<&Root> = roots.iter().filter(|r| r.is_valid_at(at)).collect();
+    check_path(leaf, above, &valid, &trusted.revoked, now, &identity).map_err(|e| match e {
+        Failed::Ours(e) => e,
+        Failed::Webpki(webpki::Error::CertExpired { time, not_after }) => {
+            TlsError::Expired { identity: identity.clone(), not_after, now: time }
+        }
+        Failed::Webpki(webpki::Error::CertNotValidYet { time, not_before }) => {
+            TlsError::NotYetValid { identity: identity.clone(), not_before, now: time }
+        }
+        Failed::Webpki(other) => TlsError::Chain {
+            identity: identity.clone(),
+            why: in_words(&other, valid.len(), roots.len() - valid.len()),
+        },
+    })?;
     accept.check(identity)
 }
 
+enum Failed {
+    Ours(TlsError),
+    Webpki(webpki::Error),
+}
+
+/// Finds a way from the leaf to one of `roots`. Of several ways one that is in order is enough.
 fn check_path(
     leaf: &CertificateDer<'_>,
     above: &[CertificateDer<'_>],
-    roots: &[Root],
+    roots: &[&Root],
+    revoked: &Crls,
     now: UnixTime,
     identity: &SpiffeId,
-) -> Result<(), TlsError> {
-    let at = UNIX_EPOCH + Duration::from_secs(now.as_secs());
-    let anchors: Vec<TrustAnchor<'_>> =
-        roots.iter().filter(|r| r.is_valid_at(at)).map(|r| r.anchor.clone()).collect();
-    let leaf = EndEntityCert::try_from(leaf).map_err(|e| TlsError::Malformed(e.to_string()))?;
-    leaf.verify_for_usage(
+) -> Result<(), Failed> {
+    let anchors: Vec<TrustAnchor<'_>> = roots.iter().map(|r| r.anchor.clone()).collect();
+    let leaf = EndEntityCert::try_from(leaf).map_err(|e| Failed::Ours(TlsError::Malformed(e.to_string())))?;
+    // webpki carries only errors of its own.
+    let refusal = RefCell::new(None);
+    let path = |path: &VerifiedPath<'_>| {
+        issuers_may_sign(path)?;
+        let revocation = Revocation { revoked, roots, now, identity };
+        revocation.check(path).map_err(|e| {
+            *refusal.borrow_mut() = Some(e);
+            webpki::Error::CertRevoked
+        })
+    };
+    let found = leaf.verify_for_usage(
         provider().signature_verification_algorithms.all,
         &anchors,
         above,
         now,
         BothWays,
         None,
-        Some(&issuers_may_sign),
-    )
-    .map_err(|e| match e {
-        webpki::Error::CertExpired { time, not_after } => {
-            TlsError::Expired { identity: identity.clone(), not_after, now: time }
+        Some(&path),
+    );
+    match found.map(drop) {
+        Ok(()) => Ok(()),
+        Err(webpki::Error::CertRevoked) => {
+            let ours = refusal.take();
+            Err(ours.map_or(Failed::Webpki(webpki::Error::CertRevoked), Failed::Ours))
         }
-        webpki::Error::CertNotValidYet { time, not_before } => {
-            TlsError::NotYetValid { identity: identity.clone(), not_before, now: time }
-        }
-        other => TlsError::Chain {
-            identity: identity.clone(),
-            why: in_words(&other, anchors.len(), roots.len() - anchors.len()),
-        },
-    })?;
-    Ok(())
+        Err(other) => Err(Failed::Webpki(other)),
+    }
 }
 
 fn in_words(error: &webpki::Error, valid: usize, outdated: usize) -> String {
@@ -119,6 +145,71 @@ fn issuers_may_sign(path: &VerifiedPath<'_>) -> Result<(), webpki::Error> {
         }
     }
     Ok(())
+}
+
+/// The question of revocation, put to every certificate of a path whose signatures are all in order.
+struct Revocation<'a> {
+    revoked: &'a Crls,
+    roots: &'a [&'a Root],
+    now: UnixTime,
+    identity: &'a SpiffeId,
+}
+
+impl Revocation<'_> {
+    fn check(&self, path: &VerifiedPath<'_>) -> Result<(), TlsError> {
+        if self.revoked.is_empty() {
+            return Ok(());
+        }
+        let mut below: &Cert<'_> = path.end_entity();
+        for issuer in path.intermediate_certificates() {
+            self.check_one(below, path, &issuer.subject_public_key_info(), || {
+                svid::may_sign_lists(&svid::parse(&issuer.der())?)
+            })?;
+            below = issuer;
+        }
+        self.check_one(below, path, &spki_for_anchor(path.anchor()), || {
+            let root = self.roots.iter().find(|root| root.anchor == *path.anchor());
+            Ok(root.is_some_and(|root| root.signs_lists))
+        })
+    }
+
+    fn check_one(
+        &self,
+        certificate: &Cert<'_>,
+        path: &VerifiedPath<'_>,
+        issuers_key: &SubjectPublicKeyInfoDer<'_>,
+        signs_lists: impl Fn() -> Result<bool, TlsError>,
+    ) -> Result<(), TlsError> {
+        let at = UNIX_EPOCH + Duration::from_secs(self.now.as_secs());
+        let status = self.revoked.look_up(certificate.issuer(), issuers_key, certificate.serial(), at);
+        let identity = || self.identity.clone();
+        match status {
+            Status::Unlisted => Ok(()),
+            Status::Revoked(list) => Err(TlsError::Revoked {
+                identity: identity(),
+                above: (certificate.der() != path.end_entity().der())
+                    .then(|| svid::subject(&certificate.der())),
+                serial: svid::hex(certificate.serial()),
+                issuer: list.issuer.clone(),
+            }),
+            Status::Expired(list) => Err(TlsError::RevocationListExpired {
+                identity: identity(),
+                issuer: list.issuer.clone(),
+                next_update: unix(list.next_update),
+                now: self.now,
+            }),
+            // As OpenSSL and webpki: what such a list does not name cannot be taken for good.
+            Status::Good if !signs_lists()? => Err(TlsError::Chain {
+                identity: identity(),
+                why: "an issuer signed a revocation list without cRLSign in its key usage".into(),
+            }),
+            Status::Good => Ok(()),
+        }
+    }
+}
+
+fn unix(t: SystemTime) -> UnixTime {
+    UnixTime::since_unix_epoch(t.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO))
 }
 
 /// `svid.rs` judges the leaf's extended key usage, for both directions at once. Those above it may

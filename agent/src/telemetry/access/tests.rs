@@ -258,6 +258,7 @@ fn the_page_lists_every_cause_with_its_flags() {
         PeerUnreachable,
         TlsFailed,
         WrongIdentity,
+        TrustRevoked,
         TunnelFailed,
         DeniedByPeer,
         RejectedByPeer,
@@ -279,9 +280,9 @@ fn the_page_lists_every_cause_with_its_flags() {
         // A new cause does not compile until it is listed above too.
         match cause {
             Closed | ClientReset | ServerReset | ConnectRefused | PeerUnreachable | TlsFailed
-            | WrongIdentity | TunnelFailed | DeniedByPeer | RejectedByPeer | PolicyDenied | PolicyRevoked
-            | BadTarget | BadRequest | NoEndpoint | Loop | SpoofedSource | NoCertificate | Drained
-            | PodGone | Internal | NoAnswer | Overloaded => {}
+            | WrongIdentity | TrustRevoked | TunnelFailed | DeniedByPeer | RejectedByPeer | PolicyDenied
+            | PolicyRevoked | BadTarget | BadRequest | NoEndpoint | Loop | SpoofedSource | NoCertificate
+            | Drained | PodGone | Internal | NoAnswer | Overloaded => {}
         }
         let row = PAGE.lines().find(|l| l.starts_with(&format!("| `{}` |", cause.as_str())));
         let flags = row.and_then(|row| row.strip_suffix("` |")?.rsplit_once('`'));

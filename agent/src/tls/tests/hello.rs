@@ -81,7 +81,7 @@ fn groups_are_settled_in_one_flight_and_sessions_are_not_resumed() {
 #[test]
 fn whoever_would_like_to_resume_gets_no_ticket() {
     let root = Authority::root();
-    let server = server_config(&root.certificate(B), &bundles(&[("mesh.test", &root)])).unwrap();
+    let server = server_config(&root.certificate(B), bundles(&[("mesh.test", &root)])).unwrap();
     let eager = gullible_client(&root.leaf(A, |_| {}));
     for _ in 0..2 {
         let done = handshake(eager.clone(), server.clone());
@@ -94,7 +94,7 @@ fn whoever_would_like_to_resume_gets_no_ticket() {
 #[test]
 fn a_ticket_that_our_client_is_given_is_not_used() {
     let root = Authority::root();
-    let ours = client_config(&root.certificate(A), &bundles(&[("mesh.test", &root)]), &[id(B)]).unwrap();
+    let ours = client_config(&root.certificate(A), bundles(&[("mesh.test", &root)]), &[id(B)]).unwrap();
     let generous = gullible_server(&root.leaf(B, |_| {}));
     for _ in 0..2 {
         let done = handshake(ours.clone(), generous.clone());
@@ -158,7 +158,7 @@ fn answer(server: &Arc<rustls::ServerConfig>, hello: &[u8]) -> Result<(), rustls
 
 fn recorded_hello() -> Vec<u8> {
     let root = Authority::root();
-    let config = client_config(&root.certificate(A), &bundles(&[("mesh.test", &root)]), &[id(B)]).unwrap();
+    let config = client_config(&root.certificate(A), bundles(&[("mesh.test", &root)]), &[id(B)]).unwrap();
     // A name that rustls would put into SNI.
     let name = ServerName::try_from("cart.shop.svc").unwrap();
     let mut wire = Vec::new();

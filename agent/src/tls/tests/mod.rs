@@ -1,5 +1,6 @@
 //! Handshakes between real rustls ends in memory, and certificates that nobody should survive parsing.
 
+mod crls;
 mod handshakes;
 mod hello;
 mod hostile;
