@@ -8,15 +8,12 @@ use std::time::{Duration, SystemTime};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use rcgen::{
-    CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SanType,
-    SerialNumber,
-};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use zeroize::Zeroizing;
 
-use super::root_files::{self, RootError, SecretKey};
-use super::{CertError, Clock, Issued, Issuer};
+use super::keeping::SecretKey;
+use super::root_files::{self, RootError};
+use super::{CertError, Clock, Issued, Issuer, leaf};
 use crate::model::{SpiffeId, TrustDomain};
 use crate::tls::TrustBundles;
 
@@ -111,33 +108,17 @@ impl EmbeddedIssuer {
         }
         let failed = |e: rcgen::Error| CertError::Issuer(e.to_string());
         let key = SecretKey::generate().map_err(failed)?;
-        let leaf = self.leaf(identity)?.signed_by(&key, &self.root).map_err(failed)?;
+        let now = self.clock.now();
+        // A leaf that outlives its root would be renewed too late.
+        let end = (now + self.lifetime).min(self.root_not_after);
+        let leaf = leaf::params(identity, now - self.backdate, end).map_err(failed)?;
+        let leaf = leaf.signed_by(&key, &self.root).map_err(failed)?;
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.pkcs8().to_vec()));
         Ok(Issued {
             chain: vec![CertificateDer::from(leaf)],
             key: Zeroizing::new(key),
             roots: self.bundles.clone(),
         })
-    }
-
-    /// No subject, so that the SAN is critical and the SPIFFE id is the only name.
-    fn leaf(&self, identity: &SpiffeId) -> Result<CertificateParams, CertError> {
-        let uri =
-            identity.to_string().try_into().map_err(|e: rcgen::Error| CertError::Issuer(e.to_string()))?;
-        let now = self.clock.now();
-        let mut leaf = CertificateParams::default();
-        leaf.distinguished_name = DistinguishedName::new();
-        leaf.subject_alt_names = vec![SanType::URI(uri)];
-        leaf.is_ca = IsCa::ExplicitNoCa;
-        leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        leaf.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        leaf.use_authority_key_identifier_extension = true;
-        leaf.serial_number = Some(random_serial());
-        leaf.not_before = (now - self.backdate).into();
-        // A leaf that outlives its root would be renewed too late.
-        leaf.not_after = (now + self.lifetime).min(self.root_not_after).into();
-        Ok(leaf)
     }
 }
 
@@ -163,13 +144,6 @@ fn check_times(config: &EmbeddedConfig) -> Result<(), RootError> {
 
 pub(super) const MOST_LIFETIME: Duration = Duration::from_secs(3650 * 24 * 3600);
 pub(super) const MOST_BACKDATE: Duration = Duration::from_secs(24 * 3600);
-
-/// 127 random bits with the highest set: positive, of constant length, as RFC 5280 4.1.2.2 allows.
-pub(super) fn random_serial() -> SerialNumber {
-    let mut serial: [u8; 16] = rand::random();
-    serial[0] = serial[0] & 0x7f | 0x40;
-    SerialNumber::from(serial.to_vec())
-}
 
 impl std::fmt::Debug for EmbeddedIssuer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

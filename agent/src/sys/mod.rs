@@ -1,8 +1,10 @@
-//! The agent's only `unsafe` outside of the eBPF loader: network namespaces, socket options, netlink.
+//! The agent's only `unsafe` outside of the eBPF loader: network namespaces, socket options, netlink; and
+//! news of files.
 
 pub mod netlink;
 pub mod netns;
 pub mod socket;
+pub(crate) mod watch;
 
 use std::io;
 

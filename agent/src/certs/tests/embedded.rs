@@ -42,7 +42,7 @@ fn keys_and_serials_are_never_used_twice() {
     for _ in 0..200 {
         let issued = issuer.sign(&id(CART)).unwrap();
         let (_, leaf) = X509Certificate::from_der(&issued.chain[0]).unwrap();
-        assert_eq!(leaf.raw_serial().len(), 16);
+        assert_eq!(leaf.raw_serial().len(), 20);
         assert!(leaf.raw_serial()[0] < 0x80, "positive");
         assert!(serials.insert(leaf.raw_serial().to_vec()));
         assert!(keys.insert(leaf.public_key().raw.to_vec()));

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Barrier;
 
 use super::support::{CART, Scratch, id};
-use crate::certs::{EmbeddedConfig, EmbeddedIssuer, RootError};
+use crate::certs::{EmbeddedConfig, EmbeddedIssuer, FileError, RootError};
 use crate::tls::{Accept, verify_chain};
 
 #[test]
@@ -107,7 +107,7 @@ fn roots_that_cannot_be_used_are_refused_with_the_reason() {
                 remove(&c.root_key);
                 fs::create_dir(&c.root_key).unwrap();
             },
-            |e| matches!(e, RootError::File { call: "read", .. }),
+            |e| matches!(e, RootError::File(FileError { call: "read", .. })),
             "root.key",
         ),
     ];

@@ -10,7 +10,6 @@ mod parse;
 pub mod scalar;
 mod source;
 mod status;
-mod watch;
 
 pub use document::Document;
 pub use error::FileError;

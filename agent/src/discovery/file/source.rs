@@ -7,16 +7,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::discovery::{Source, Store, yaml};
+use crate::sys::watch::Watch;
 use crate::telemetry::{SourceHealth, Telemetry};
 
 use super::error::FileError;
 use super::parse::{FileState, parse};
 use super::status::{StatusHandle, in_file};
-use super::watch::Watch;
 
 /// How changes are noticed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,19 +71,8 @@ impl FileSource {
             watching = ensured.is_ok();
             seen = Some(self.load(&store, seen).await);
             tokio::select! {
-                () = watch.changed() => self.settle(&watch).await,
+                () = watch.changed() => watch.settle(self.options.debounce).await,
                 () = sleep(self.options.poll_interval) => {}
-            }
-        }
-    }
-
-    /// Waits until nothing has changed for a while.
-    async fn settle(&self, watch: &Watch) {
-        let latest = Instant::now() + 10 * self.options.debounce;
-        loop {
-            let quiet = (Instant::now() + self.options.debounce).min(latest);
-            if timeout_at(quiet, watch.changed()).await.is_err() {
-                return;
             }
         }
     }
