@@ -9,6 +9,7 @@ pub mod telemetry;
 pub mod lifecycle;
 pub mod tls;
 pub mod certs;
+pub mod ca;
 pub mod policy;
 pub mod discovery;
 pub mod bpf;

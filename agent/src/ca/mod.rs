@@ -1,0 +1,13 @@
+//! An authority of one's own: it judges signing requests, signs what it grants, and follows its files.
+//!
+//! [`check_request`] reads what a caller sent and lets nothing through but a public key whose private
+//! half the caller holds. [`Authority::issue`] makes a certificate for it, of which the authority alone
+//! writes every field. The files are those of Istio's `cacerts` secret (`signing.rs`).
+
+mod authority;
+mod csr;
+mod signing;
+
+pub use authority::{Authority, AuthorityConfig, IssueError, IssuedChain, ServerPapers};
+pub use csr::{CheckedRequest, RequestError, check_request};
+pub use signing::{AuthorityError, RootView, Signing};
