@@ -6,6 +6,7 @@
 
 mod authority;
 mod csr;
+pub mod rotation;
 mod signing;
 
 pub use authority::{Authority, AuthorityConfig, IssueError, IssuedChain, ServerPapers};

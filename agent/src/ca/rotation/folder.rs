@@ -1,0 +1,238 @@
+//! The files that a rotation changes, in the authority's folder.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{Flock, FlockArg};
+use zeroize::Zeroizing;
+
+use super::{Phase, Record, RecordError};
+
+/// An authority's folder while somebody changes it; locked against a second one.
+pub struct Folder {
+    path: PathBuf,
+    _lock: Flock<File>,
+    /// Asked before each change of a file: tests fail there.
+    before: Box<dyn Fn(&Path) -> io::Result<()>>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum FolderError {
+    #[error("{call} {}: {source}", .path.display())]
+    File { call: &'static str, path: PathBuf, source: io::Error },
+    #[error("another rotation works on {}: wait for it", .0.display())]
+    Locked(PathBuf),
+    #[error("{} does not parse ({why}): it is this command's own; put back what was there", .path.display())]
+    Record { path: PathBuf, why: String },
+    #[error("what signed before is gone ({}): the rotation was being finished; finish it with `next`", .0.display())]
+    Finishing(PathBuf),
+    #[error(transparent)]
+    Start(#[from] RecordError),
+}
+
+/// What signs, as the folder has it.
+const ISSUING: [&str; 3] = [CHAIN, "ca-cert.pem", KEY];
+const CHAIN: &str = "cert-chain.pem";
+const KEY: &str = "ca-key.pem";
+const ROOTS: &str = "root-cert.pem";
+const RECORD: &str = "rotation.json";
+/// What signed before the third step, for taking it back.
+const BEFORE: &str = "rotation-before";
+/// What is to sign after it, until it does.
+const AFTER: &str = "rotation-after";
+
+impl Folder {
+    /// Takes the folder for this process alone.
+    pub fn open(path: &Path) -> Result<Self, FolderError> {
+        let handle = File::open(path).map_err(failed("open", path))?;
+        let lock = Flock::lock(handle, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| match e {
+            nix::Error::EWOULDBLOCK => FolderError::Locked(path.to_owned()),
+            e => failed("lock", path)(e.into()),
+        })?;
+        Ok(Self { path: path.to_owned(), _lock: lock, before: Box::new(|_| Ok(())) })
+    }
+
+    #[cfg(test)]
+    pub(super) fn failing(mut self, before: impl Fn(&Path) -> io::Result<()> + 'static) -> Self {
+        self.before = Box::new(before);
+        self
+    }
+
+    /// The rotation that is under way, if one is.
+    pub fn record(&self) -> Result<Option<Record>, FolderError> {
+        let path = self.path.join(RECORD);
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(failed("read", &path)(e)),
+        };
+        let record = serde_json::from_slice(&text);
+        record.map(Some).map_err(|e| FolderError::Record { path, why: e.to_string() })
+    }
+
+    /// Brings the files in line with the record: completes what was interrupted. To be called before
+    /// anything else is done.
+    ///
+    /// Every step notes first what it is about to do, so that this knows.
+    pub fn settle(&self, record: &Record) -> Result<(), FolderError> {
+        let path = self.path.join(ROOTS);
+        let told = fs::read_to_string(&path).map_err(failed("read", &path))?;
+        if told != record.roots() {
+            self.replace(&path, record.roots().as_bytes(), 0o644)?;
+        }
+        let wanted = if record.phase >= Phase::NewIssues { AFTER } else { BEFORE };
+        if self.path.join(wanted).exists() {
+            self.copy(&self.path.join(wanted), &self.path)?;
+        }
+        self.forget(AFTER)?;
+        if record.phase < Phase::NewIssues { self.forget(BEFORE) } else { Ok(()) }
+    }
+
+    /// Step 1.
+    pub fn name(&self, new_root: &str) -> Result<Record, FolderError> {
+        let path = self.path.join(ROOTS);
+        let old = fs::read_to_string(&path).map_err(failed("read", &path))?;
+        let record = Record::new(&old, new_root)?;
+        self.note(record)
+    }
+
+    /// Step 2.
+    pub fn trust_both(&self, record: &Record) -> Result<Record, FolderError> {
+        self.note(record.at(Phase::BothTrusted))
+    }
+
+    /// Step 3: `with` is a folder that has the three files of the new authority, which the caller has
+    /// checked.
+    pub fn issue_anew(&self, record: &Record, with: &Path) -> Result<Record, FolderError> {
+        self.keep(with, AFTER)?;
+        self.keep(&self.path, BEFORE)?;
+        self.note(record.at(Phase::NewIssues))
+    }
+
+    /// Step 5.
+    pub fn withdraw_old(&self, record: &Record) -> Result<Record, FolderError> {
+        self.note(record.at(Phase::OldWithdrawn))
+    }
+
+    /// After the last step: forgets the rotation, and what signed before it.
+    pub fn finish(&self) -> Result<(), FolderError> {
+        self.forget(BEFORE)?;
+        self.remove(&self.path.join(RECORD))
+    }
+
+    /// Takes the last step back. `None`: it was the first.
+    pub fn back(&self, record: &Record) -> Result<Option<Record>, FolderError> {
+        let earlier = match record.phase {
+            Phase::Named => return self.remove(&self.path.join(RECORD)).map(|()| None),
+            Phase::BothTrusted => Phase::Named,
+            Phase::NewIssues if !self.path.join(BEFORE).exists() => {
+                return Err(FolderError::Finishing(self.path.join(BEFORE)));
+            }
+            Phase::NewIssues => Phase::BothTrusted,
+            Phase::OldWithdrawn => Phase::NewIssues,
+        };
+        self.note(record.at(earlier)).map(Some)
+    }
+
+    /// Writes the record down, and does what it says.
+    fn note(&self, record: Record) -> Result<Record, FolderError> {
+        let path = self.path.join(RECORD);
+        let json = serde_json::to_vec_pretty(&record)
+            .map_err(|e| FolderError::Record { path: path.clone(), why: e.to_string() })?;
+        self.replace(&path, &json, 0o644)?;
+        self.settle(&record)?;
+        Ok(record)
+    }
+
+    /// Copies what signs, or is to sign, into a folder that is there whole or not at all.
+    fn keep(&self, from: &Path, name: &str) -> Result<(), FolderError> {
+        let (kept, half) = (self.path.join(name), self.path.join(format!("{name}.half")));
+        self.forget(name)?;
+        (self.before)(&half).map_err(failed("create", &half))?;
+        DirBuilder::new().mode(0o700).create(&half).map_err(failed("create", &half))?;
+        self.copy(from, &half)?;
+        (self.before)(&kept).map_err(failed("rename to", &kept))?;
+        fs::rename(&half, &kept).map_err(failed("rename to", &kept))
+    }
+
+    /// The folder, and what an interruption may have left of it.
+    fn forget(&self, name: &str) -> Result<(), FolderError> {
+        let gone = self.path.join(format!("{name}.gone"));
+        let whole = self.path.join(name);
+        self.empty(&gone)?;
+        if whole.exists() {
+            // At once, so that nobody takes the half that is left for the whole.
+            (self.before)(&gone).map_err(failed("rename to", &gone))?;
+            fs::rename(&whole, &gone).map_err(failed("rename to", &gone))?;
+            self.empty(&gone)?;
+        }
+        self.empty(&self.path.join(format!("{name}.half")))
+    }
+
+    fn empty(&self, folder: &Path) -> Result<(), FolderError> {
+        if !folder.exists() {
+            return Ok(());
+        }
+        (self.before)(folder).map_err(failed("remove", folder))?;
+        fs::remove_dir_all(folder).map_err(failed("remove", folder))
+    }
+
+    fn remove(&self, path: &Path) -> Result<(), FolderError> {
+        (self.before)(path).map_err(failed("remove", path))?;
+        fs::remove_file(path).map_err(failed("remove", path))
+    }
+
+    fn copy(&self, from: &Path, to: &Path) -> Result<(), FolderError> {
+        for file in ISSUING {
+            let path = from.join(file);
+            let content = match fs::read(&path) {
+                // Where a root signs by itself there is no chain.
+                Err(e) if file == CHAIN && e.kind() == io::ErrorKind::NotFound => {
+                    let path = to.join(file);
+                    if path.exists() {
+                        self.remove(&path)?;
+                    }
+                    continue;
+                }
+                other => Zeroizing::new(other.map_err(failed("read", &path))?),
+            };
+            let mode = if file == KEY { 0o600 } else { 0o644 };
+            self.replace(&to.join(file), &content, mode)?;
+        }
+        Ok(())
+    }
+
+    fn replace(&self, path: &Path, content: &[u8], mode: u32) -> Result<(), FolderError> {
+        (self.before)(path).map_err(failed("write", path))?;
+        replace(path, content, mode)
+    }
+}
+
+/// Whole or not at all, and on the disk before the next file is touched.
+fn replace(path: &Path, content: &[u8], mode: u32) -> Result<(), FolderError> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{:08x}", rand::random::<u32>()));
+    let temporary = path.with_file_name(name);
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(&temporary)
+        .map_err(failed("create", &temporary))?;
+    let written = file
+        .write_all(content)
+        .and_then(|()| file.sync_all())
+        .map_err(failed("write", &temporary))
+        .and_then(|()| fs::rename(&temporary, path).map_err(failed("rename to", path)));
+    if written.is_err() {
+        fs::remove_file(&temporary).ok();
+    }
+    written
+}
+
+fn failed(call: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FolderError {
+    let path = path.to_owned();
+    move |source| FolderError::File { call, path, source }
+}

@@ -1,0 +1,168 @@
+//! Where a rotation stands and whether it may go on, or back: a function of what was done and what was
+//! observed.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use serde::Serialize;
+
+use super::{Observed, Phase, Record, root_ids};
+
+/// Why a step has to wait.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase", tag = "why")]
+pub enum Blocked {
+    /// Nobody could be asked, so nothing is known.
+    NoController,
+    /// It still tells agents an earlier set of roots.
+    ControllerRoots { controller: String },
+    /// It still signs with another authority.
+    ControllerAuthority { controller: String },
+    /// No agent of this node follows any controller.
+    NotConnected { node: String },
+    /// An agent of this node has not said that it trusts what the controller tells.
+    NotAcknowledged { node: String },
+    /// A certificate chains to a root that is to go.
+    Certificate { node: String, identity: String },
+    /// Live tunnels rest on a root that is to go.
+    Tunnels { node: String, count: u64 },
+}
+
+impl fmt::Display for Blocked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoController => f.write_str("no controller was asked: name each by --controller SOCKET"),
+            Self::ControllerRoots { controller } => {
+                write!(f, "the controller at {controller} has not taken the new root-cert.pem yet")
+            }
+            Self::ControllerAuthority { controller } => {
+                write!(f, "the controller at {controller} does not sign with the folder's ca-cert.pem yet")
+            }
+            Self::NotConnected { node } => write!(f, "node {node} follows no controller: is its agent up?"),
+            Self::NotAcknowledged { node } => write!(f, "node {node} has not acknowledged the roots"),
+            Self::Certificate { node, identity } => {
+                write!(f, "node {node} holds a certificate of {identity} under a root that is to go")
+            }
+            Self::Tunnels { node, count } => {
+                write!(f, "node {node} has {count} live tunnels that rest on a root that is to go")
+            }
+        }
+    }
+}
+
+/// Where a rotation stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Standing {
+    pub phase: Phase,
+    /// What the next step waits for; nothing: it may be done.
+    pub next: Vec<Blocked>,
+    /// What the step back waits for.
+    pub back: Vec<Blocked>,
+}
+
+/// `authority` is the key identifier (hexadecimal) of the folder's issuing certificate. Nodes in `without`
+/// are not waited for.
+pub fn judge(
+    record: &Record,
+    authority: &str,
+    observed: &Observed,
+    without: &BTreeSet<String>,
+) -> Result<Standing, String> {
+    let new = root_ids(&record.new_root)?;
+    let old = root_ids(&record.old_roots)?;
+    let told = root_ids(&record.roots())?;
+    let look = Look { observed, without };
+    let trusted = || [look.controllers_tell(&told), look.acknowledged()].concat();
+    let (next, back) = match record.phase {
+        // Telling of one root more takes nothing from anybody.
+        Phase::Named => (vec![], vec![]),
+        Phase::BothTrusted => {
+            // Whoever was given a certificate under the new root while it was possible still uses it.
+            let unused = [look.controllers_sign(authority), look.rests_only_on(&old)].concat();
+            (trusted(), unused)
+        }
+        Phase::NewIssues => {
+            let moved = [trusted(), look.controllers_sign(authority), look.rests_only_on(&new)].concat();
+            (moved, vec![])
+        }
+        Phase::OldWithdrawn => (trusted(), vec![]),
+    };
+    Ok(Standing { phase: record.phase, next: sorted(next), back: sorted(back) })
+}
+
+fn sorted(mut blocked: Vec<Blocked>) -> Vec<Blocked> {
+    blocked.sort();
+    blocked.dedup();
+    blocked
+}
+
+struct Look<'a> {
+    observed: &'a Observed,
+    without: &'a BTreeSet<String>,
+}
+
+impl<'a> Look<'a> {
+    fn nodes(&self) -> impl Iterator<Item = &'a str> {
+        let without = self.without;
+        self.observed.nodes().into_iter().filter(move |node| !without.contains(*node))
+    }
+
+    fn controllers_tell(&self, roots: &[String]) -> Vec<Blocked> {
+        if self.observed.controllers.is_empty() {
+            return vec![Blocked::NoController];
+        }
+        let behind = self.observed.controllers.iter().filter(|(_, c)| !c.tells(roots));
+        behind.map(|(name, _)| Blocked::ControllerRoots { controller: name.clone() }).collect()
+    }
+
+    fn controllers_sign(&self, authority: &str) -> Vec<Blocked> {
+        if self.observed.controllers.is_empty() {
+            return vec![Blocked::NoController];
+        }
+        let behind =
+            self.observed.controllers.iter().filter(|(_, c)| !c.authority.eq_ignore_ascii_case(authority));
+        behind.map(|(name, _)| Blocked::ControllerAuthority { controller: name.clone() }).collect()
+    }
+
+    /// That every agent trusts what its controller tells. What a controller tells is asked elsewhere.
+    fn acknowledged(&self) -> Vec<Blocked> {
+        let mut blocked = Vec::new();
+        for node in self.nodes() {
+            let mut reports = self.observed.reports(node).peekable();
+            if reports.peek().is_none() {
+                blocked.push(Blocked::NotConnected { node: node.to_owned() });
+            } else if reports.any(|(controller, agent)| agent.version != controller.version) {
+                // Of two agents on a node, the one that leaves still carries connections.
+                blocked.push(Blocked::NotAcknowledged { node: node.to_owned() });
+            }
+        }
+        blocked
+    }
+
+    /// That no certificate and no tunnel needs any root but these. An agent that cannot be asked may.
+    fn rests_only_on(&self, roots: &[String]) -> Vec<Blocked> {
+        let mut blocked = Vec::new();
+        for node in self.nodes() {
+            let mut reports = self.observed.reports(node).peekable();
+            if reports.peek().is_none() {
+                blocked.push(Blocked::NotConnected { node: node.to_owned() });
+            }
+            for (_, agent) in reports {
+                let held = agent.certificates.iter().filter(|c| !roots.contains(&c.root));
+                blocked.extend(
+                    held.map(|c| Blocked::Certificate {
+                        node: node.to_owned(),
+                        identity: c.identity.clone(),
+                    }),
+                );
+                let resting = agent.tunnels.iter().filter(|t| !roots.contains(&t.root));
+                let count: u64 = resting.map(|t| t.count).sum();
+                if count > 0 {
+                    blocked.push(Blocked::Tunnels { node: node.to_owned(), count });
+                }
+            }
+        }
+        blocked
+    }
+}

@@ -1,0 +1,92 @@
+//! What controllers say about the agents that follow them: `GET /agents` of each.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+/// One controller's answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ControllerView {
+    /// Of the roots and the authority that it tells agents.
+    pub version: String,
+    /// The key identifier of the authority that it signs with, in hexadecimal.
+    pub authority: String,
+    /// What it tells agents to trust.
+    pub roots: Vec<RootView>,
+    /// The nodes that it knows of, whether they ever came or not.
+    pub expected: Vec<String>,
+    pub agents: Vec<AgentView>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RootView {
+    /// Of its DER, in hexadecimal.
+    pub sha256: String,
+    #[serde(default)]
+    pub subject: String,
+    #[serde(default)]
+    pub not_after: String,
+}
+
+/// The last report of one agent.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentView {
+    pub node: String,
+    /// Whether it follows the controller now.
+    pub connected: bool,
+    /// What its handshakes are judged by.
+    pub version: String,
+    pub certificates: Vec<HeldView>,
+    pub tunnels: Vec<RestingView>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldView {
+    pub identity: String,
+    /// The key identifier of the authority that signed it.
+    pub authority: String,
+    /// The root that it chains to.
+    pub root: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestingView {
+    pub root: String,
+    pub count: u64,
+}
+
+/// All controllers' answers, each under the name it was asked by.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    pub controllers: Vec<(String, ControllerView)>,
+}
+
+impl Observed {
+    /// Every node that is to be waited for.
+    pub fn nodes(&self) -> BTreeSet<&str> {
+        let all = self.controllers.iter().flat_map(|(_, c)| {
+            let connected = c.agents.iter().filter(|a| a.connected).map(|a| a.node.as_str());
+            c.expected.iter().map(String::as_str).chain(connected)
+        });
+        all.collect()
+    }
+
+    /// The reports that a node's agents make now. More than one while an agent is replaced, or when it
+    /// has just gone from one controller to another.
+    pub(super) fn reports<'a>(
+        &'a self,
+        node: &'a str,
+    ) -> impl Iterator<Item = (&'a ControllerView, &'a AgentView)> {
+        self.controllers.iter().flat_map(move |(_, c)| {
+            c.agents.iter().filter(move |a| a.connected && a.node == node).map(move |a| (c, a))
+        })
+    }
+}
+
+impl ControllerView {
+    /// Whether it tells agents to trust exactly these.
+    pub(super) fn tells(&self, roots: &[String]) -> bool {
+        let told: BTreeSet<&str> = self.roots.iter().map(|r| r.sha256.as_str()).collect();
+        told == roots.iter().map(String::as_str).collect()
+    }
+}

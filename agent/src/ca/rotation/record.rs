@@ -1,0 +1,87 @@
+//! What a rotation has done so far: `rotation.json` in the authority's folder.
+
+use aws_lc_rs::digest::{SHA256, digest};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use serde::{Deserialize, Serialize};
+
+/// A rotation under way. There is none when the file is absent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Record {
+    /// The last step that was completed.
+    pub phase: Phase,
+    /// What was trusted when the rotation began, as PEM.
+    pub old_roots: String,
+    /// What is to be trusted in its end, as PEM.
+    pub new_root: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Phase {
+    /// The new root is named, and nobody was told of it.
+    Named,
+    /// Agents are told to trust both.
+    BothTrusted,
+    /// Certificates are issued under the new root.
+    NewIssues,
+    /// Agents are told to trust only the new root.
+    OldWithdrawn,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    #[error("the new root is not one certificate in PEM: {0}")]
+    NotOne(String),
+    #[error("the new root is trusted already: make another one with `underpass ca init --root`")]
+    Known,
+    #[error("there is no root to move away from")]
+    NoOld,
+}
+
+impl Record {
+    /// The first step. Whether the new root may be one is the caller's to check.
+    pub fn new(old_roots: &str, new_root: &str) -> Result<Self, RecordError> {
+        let new = root_ids(new_root).map_err(RecordError::NotOne)?;
+        if new.len() != 1 {
+            return Err(RecordError::NotOne(format!("there are {}", new.len())));
+        }
+        let old = root_ids(old_roots).map_err(|_| RecordError::NoOld)?;
+        if old.is_empty() {
+            return Err(RecordError::NoOld);
+        }
+        if old.contains(&new[0]) {
+            return Err(RecordError::Known);
+        }
+        Ok(Self { phase: Phase::Named, old_roots: old_roots.to_owned(), new_root: new_root.to_owned() })
+    }
+
+    /// What agents should trust, as PEM.
+    pub fn roots(&self) -> String {
+        match self.phase {
+            Phase::Named => self.old_roots.clone(),
+            Phase::BothTrusted | Phase::NewIssues => self.both(),
+            Phase::OldWithdrawn => self.new_root.clone(),
+        }
+    }
+
+    pub(super) fn both(&self) -> String {
+        format!("{}\n{}", self.old_roots.trim_end(), self.new_root)
+    }
+
+    pub(super) fn at(&self, phase: Phase) -> Self {
+        Self { phase, ..self.clone() }
+    }
+}
+
+/// The SHA-256 of each certificate's DER in lower-case hexadecimal, in the order of the PEM text.
+pub fn root_ids(pem: &str) -> Result<Vec<String>, String> {
+    CertificateDer::pem_slice_iter(pem.as_bytes())
+        .map(|der| Ok(hex(digest(&SHA256, &der.map_err(|e| e.to_string())?).as_ref())))
+        .collect()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}

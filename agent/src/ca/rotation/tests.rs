@@ -1,0 +1,425 @@
+//! Rotations on folders of files that name themselves: what is in them is the authority's business.
+
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use super::*;
+
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> Self {
+        let path = std::env::temp_dir().join(format!(
+            "underpass-rotation-{}-{:08x}",
+            std::process::id(),
+            rand::random::<u32>()
+        ));
+        fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    fn folder(&self, name: &str, what: &str) -> PathBuf {
+        let path = self.0.join(name);
+        fs::create_dir(&path).unwrap();
+        for file in ["ca-cert.pem", "ca-key.pem", "cert-chain.pem"] {
+            fs::write(path.join(file), format!("{what} {file}")).unwrap();
+        }
+        path
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+struct World {
+    scratch: Scratch,
+    path: PathBuf,
+    with: PathBuf,
+    old: String,
+    new: String,
+}
+
+impl World {
+    fn new() -> Self {
+        let scratch = Scratch::new();
+        let (path, with) = (scratch.folder("ca", "old"), scratch.folder("with", "new"));
+        // As where the old root signed by itself.
+        fs::remove_file(path.join("cert-chain.pem")).unwrap();
+        let (old, new) = (pem(), pem());
+        fs::write(path.join("root-cert.pem"), &old).unwrap();
+        Self { scratch, path, with, old, new }
+    }
+
+    /// All that a controller or this command could read.
+    fn files(&self) -> BTreeMap<String, String> {
+        let mut files = BTreeMap::new();
+        read_into(&self.path, "", &mut files);
+        files
+    }
+
+    /// One step forward from wherever it stands.
+    fn forward(&self, folder: &Folder) -> Result<(), FolderError> {
+        let Some(record) = folder.record()? else {
+            return folder.name(&self.new).map(drop);
+        };
+        folder.settle(&record)?;
+        match record.phase {
+            Phase::Named => folder.trust_both(&record).map(drop),
+            Phase::BothTrusted => folder.issue_anew(&record, &self.with).map(drop),
+            Phase::NewIssues => folder.withdraw_old(&record).map(drop),
+            Phase::OldWithdrawn => folder.finish(),
+        }
+    }
+
+    fn back(&self, folder: &Folder) -> Result<(), FolderError> {
+        let record = folder.record()?.expect("a rotation");
+        folder.settle(&record)?;
+        folder.back(&record).map(drop)
+    }
+}
+
+fn pem() -> String {
+    rcgen::KeyPair::generate().and_then(|key| params().self_signed(&key)).unwrap().pem()
+}
+
+fn params() -> rcgen::CertificateParams {
+    let mut params = rcgen::CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params
+}
+
+fn read_into(folder: &Path, prefix: &str, files: &mut BTreeMap<String, String>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let entry = entry.unwrap();
+        let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
+        match entry.file_type().unwrap().is_dir() {
+            true => read_into(&entry.path(), &format!("{name}/"), files),
+            false => drop(files.insert(name, fs::read_to_string(entry.path()).unwrap())),
+        }
+    }
+}
+
+fn open(world: &World) -> Folder {
+    Folder::open(&world.path).unwrap()
+}
+
+#[test]
+fn five_steps_end_with_the_new_root_and_nothing_else() {
+    let world = World::new();
+    let folder = open(&world);
+    for (roots, signer) in [
+        (&world.old, "old"),
+        (&both(&world), "old"),
+        (&both(&world), "new"),
+        (&world.new, "new"),
+        (&world.new, "new"),
+    ] {
+        world.forward(&folder).unwrap();
+        let files = world.files();
+        assert_eq!(&files["root-cert.pem"], roots);
+        assert_eq!(files["ca-key.pem"], format!("{signer} ca-key.pem"));
+    }
+    let names = ["ca-cert.pem", "ca-key.pem", "cert-chain.pem", "root-cert.pem"];
+    assert_eq!(world.files().keys().collect::<Vec<_>>(), names);
+}
+
+fn both(world: &World) -> String {
+    format!("{}\n{}", world.old.trim_end(), world.new)
+}
+
+#[test]
+fn each_step_can_be_taken_back_and_leaves_what_was_there() {
+    for steps in 1..=4 {
+        let world = World::new();
+        let before = world.files();
+        let folder = open(&world);
+        for _ in 0..steps {
+            world.forward(&folder).unwrap();
+        }
+        for _ in 0..steps {
+            world.back(&folder).unwrap();
+        }
+        assert_eq!(world.files(), before, "{steps} steps");
+    }
+}
+
+/// Every change of a file fails once; the command is then run again.
+#[test]
+fn what_is_interrupted_anywhere_is_completed_by_the_same_command() {
+    for steps in 0..5 {
+        for backwards in [false, true] {
+            if backwards && steps == 0 {
+                continue;
+            }
+            let wanted = after(steps, backwards, None);
+            let mut at = 0;
+            loop {
+                let done = after(steps, backwards, Some(at));
+                assert_eq!(done.0, wanted.0, "steps {steps}, back {backwards}, change {at}");
+                if !done.1 {
+                    break;
+                }
+                at += 1;
+            }
+            assert!(at > 0, "nothing was interrupted");
+        }
+    }
+}
+
+/// And it may as well be taken back instead.
+#[test]
+fn what_is_interrupted_on_its_way_forward_can_be_taken_back() {
+    for steps in 1..4 {
+        for at in 0.. {
+            let world = World::new();
+            let before = world.files();
+            let mut folder = open(&world);
+            for _ in 0..steps {
+                world.forward(&folder).unwrap();
+            }
+            let left = Rc::new(Cell::new(at));
+            folder = folder.failing(counted(left));
+            let interrupted = world.forward(&folder).is_err();
+            drop(folder);
+            let folder = open(&world);
+            while folder.record().unwrap().is_some() {
+                world.back(&folder).unwrap();
+            }
+            assert_eq!(world.files(), before, "steps {steps}, change {at}");
+            if !interrupted {
+                break;
+            }
+        }
+    }
+}
+
+fn counted(left: Rc<Cell<usize>>) -> impl Fn(&Path) -> io::Result<()> {
+    move |_| match left.get() {
+        usize::MAX => Ok(()),
+        0 => {
+            left.set(usize::MAX);
+            Err(io::Error::other("interrupted"))
+        }
+        n => {
+            left.set(n - 1);
+            Ok(())
+        }
+    }
+}
+
+/// The kinds of files after so many steps and one more, interrupted at one change of a file or not; and
+/// whether it was.
+fn after(steps: usize, backwards: bool, at: Option<usize>) -> (Vec<(String, &'static str)>, bool) {
+    let world = World::new();
+    let folder = open(&world);
+    for _ in 0..steps {
+        world.forward(&folder).unwrap();
+    }
+    let folder = folder.failing(counted(Rc::new(Cell::new(at.unwrap_or(usize::MAX)))));
+    let step = |folder: &Folder| if backwards { world.back(folder) } else { world.forward(folder) };
+    let phase = |folder: &Folder| folder.record().unwrap().map(|r| r.phase);
+    let start = phase(&folder);
+    let interrupted = step(&folder).is_err();
+    drop(folder);
+    if interrupted {
+        let folder = open(&world);
+        match folder.record().unwrap() {
+            // It had been noted: settling completes it.
+            Some(record) if Some(record.phase) != start => folder.settle(&record).unwrap(),
+            None if start.is_some() => {}
+            _ => step(&folder).unwrap(),
+        }
+    }
+    let kind = |text: &str| match text {
+        t if t == world.old => "old root",
+        t if t == world.new => "new root",
+        t if t == both(&world) => "both roots",
+        t if t.starts_with("old") => "old",
+        t if t.starts_with("new") => "new",
+        _ => "record",
+    };
+    let files = world.files().iter().map(|(name, text)| (name.clone(), kind(text))).collect();
+    let _ = &world.scratch;
+    (files, interrupted)
+}
+
+#[test]
+fn a_second_rotation_of_the_same_folder_is_refused_while_the_first_works() {
+    let world = World::new();
+    let _first = open(&world);
+    assert!(matches!(Folder::open(&world.path), Err(FolderError::Locked(_))));
+}
+
+#[test]
+fn a_new_root_is_one_certificate_that_is_not_trusted_yet() {
+    let (old, new) = (pem(), pem());
+    assert!(matches!(Record::new(&old, &old), Err(RecordError::Known)));
+    assert!(matches!(Record::new(&old, &format!("{new}{}", pem())), Err(RecordError::NotOne(_))));
+    assert!(matches!(Record::new(&old, ""), Err(RecordError::NotOne(_))));
+    assert!(matches!(Record::new("", &new), Err(RecordError::NoOld)));
+}
+
+/// One controller and two nodes, all of which have come to what the record says.
+struct Scene {
+    record: Record,
+    observed: Observed,
+    old: String,
+    new: String,
+}
+
+const SIGNER: &str = "aa01";
+
+impl Scene {
+    fn new(phase: Phase) -> Self {
+        let (old_pem, new_pem) = (pem(), pem());
+        let record = Record::new(&old_pem, &new_pem).unwrap().at(phase);
+        let (old, new) = (root_ids(&old_pem).unwrap().remove(0), root_ids(&new_pem).unwrap().remove(0));
+        let roots = root_ids(&record.roots()).unwrap();
+        let rests = if phase >= Phase::NewIssues { &new } else { &old };
+        let agent = |node: &str| AgentView {
+            node: node.into(),
+            connected: true,
+            version: "v2".into(),
+            certificates: vec![HeldView {
+                identity: format!("spiffe://td/ns/n/sa/{node}"),
+                authority: SIGNER.into(),
+                root: rests.clone(),
+            }],
+            tunnels: vec![RestingView { root: rests.clone(), count: 3 }],
+        };
+        let controller = ControllerView {
+            version: "v2".into(),
+            authority: SIGNER.to_uppercase(),
+            roots: roots.iter().map(|r| RootView { sha256: r.clone(), ..RootView::default() }).collect(),
+            expected: vec!["n1".into(), "n2".into()],
+            agents: vec![agent("n1"), agent("n2")],
+        };
+        let observed = Observed { controllers: vec![("one".into(), controller)] };
+        Self { record, observed, old, new }
+    }
+
+    fn judge(&self) -> Standing {
+        self.without(&[])
+    }
+
+    fn without(&self, nodes: &[&str]) -> Standing {
+        let without: BTreeSet<String> = nodes.iter().map(|n| (*n).to_owned()).collect();
+        judge(&self.record, SIGNER, &self.observed, &without).unwrap()
+    }
+
+    fn controller(&mut self) -> &mut ControllerView {
+        &mut self.observed.controllers[0].1
+    }
+
+    fn agent(&mut self) -> &mut AgentView {
+        &mut self.controller().agents[1]
+    }
+}
+
+const WAITING: [Phase; 3] = [Phase::BothTrusted, Phase::NewIssues, Phase::OldWithdrawn];
+
+#[test]
+fn when_everything_agrees_every_step_may_be_done_and_taken_back() {
+    for phase in [Phase::Named, Phase::BothTrusted, Phase::NewIssues, Phase::OldWithdrawn] {
+        let standing = Scene::new(phase).judge();
+        assert_eq!(standing, Standing { phase, next: vec![], back: vec![] });
+    }
+}
+
+#[test]
+fn nothing_goes_on_while_nobody_can_be_asked() {
+    for phase in WAITING {
+        let mut scene = Scene::new(phase);
+        scene.observed.controllers.clear();
+        assert_eq!(scene.judge().next, [Blocked::NoController]);
+    }
+}
+
+#[test]
+fn every_agent_must_have_acknowledged() {
+    let node = || "n2".to_owned();
+    for phase in WAITING {
+        let mut scene = Scene::new(phase);
+        scene.agent().version = "v1".into();
+        assert_eq!(scene.judge().next, [Blocked::NotAcknowledged { node: node() }]);
+        assert!(scene.without(&["n2"]).next.is_empty());
+
+        scene.agent().connected = false;
+        assert_eq!(scene.judge().next, [Blocked::NotConnected { node: node() }]);
+        scene.controller().agents.pop();
+        assert_eq!(scene.judge().next, [Blocked::NotConnected { node: node() }]);
+        scene.controller().expected.pop();
+        assert!(scene.judge().next.is_empty(), "a node that nobody knows of");
+    }
+}
+
+#[test]
+fn of_two_agents_on_a_node_both_must_have_acknowledged() {
+    let mut scene = Scene::new(Phase::BothTrusted);
+    let mut older = scene.agent().clone();
+    older.version = "v1".into();
+    scene.controller().agents.push(older);
+    assert_eq!(scene.judge().next, [Blocked::NotAcknowledged { node: "n2".into() }]);
+}
+
+#[test]
+fn every_controller_must_have_taken_the_files() {
+    for phase in WAITING {
+        let mut scene = Scene::new(phase);
+        let mut behind = scene.controller().clone();
+        behind.roots.pop();
+        behind.agents.clear();
+        scene.observed.controllers.push(("two".into(), behind));
+        assert_eq!(scene.judge().next, [Blocked::ControllerRoots { controller: "two".into() }]);
+    }
+    let mut scene = Scene::new(Phase::NewIssues);
+    scene.controller().authority = "bb".into();
+    assert_eq!(scene.judge().next, [Blocked::ControllerAuthority { controller: "one".into() }]);
+}
+
+#[test]
+fn a_node_may_follow_any_of_several_controllers() {
+    let mut scene = Scene::new(Phase::NewIssues);
+    let mut other = scene.controller().clone();
+    other.agents.remove(0);
+    scene.controller().agents.pop();
+    scene.observed.controllers.push(("two".into(), other));
+    assert!(scene.judge().next.is_empty());
+}
+
+#[test]
+fn a_root_in_use_is_not_dropped() {
+    let mut scene = Scene::new(Phase::NewIssues);
+    let old = scene.old.clone();
+    scene.agent().certificates[0].root = old.clone();
+    let held = Blocked::Certificate { node: "n2".into(), identity: "spiffe://td/ns/n/sa/n2".into() };
+    assert_eq!(scene.judge().next, std::slice::from_ref(&held));
+    scene.agent().tunnels.push(RestingView { root: old, count: 5 });
+    assert_eq!(scene.judge().next, [held, Blocked::Tunnels { node: "n2".into(), count: 5 }]);
+    assert!(scene.judge().back.is_empty());
+}
+
+#[test]
+fn a_root_that_nobody_knows_blocks_too() {
+    let mut scene = Scene::new(Phase::NewIssues);
+    scene.agent().tunnels[0].root = String::new();
+    assert_eq!(scene.judge().next, [Blocked::Tunnels { node: "n2".into(), count: 3 }]);
+}
+
+#[test]
+fn the_new_root_is_not_taken_out_again_while_something_rests_on_it() {
+    let mut scene = Scene::new(Phase::BothTrusted);
+    let new = scene.new.clone();
+    scene.agent().certificates[0].root = new;
+    assert_eq!(scene.judge().back.len(), 1);
+    assert!(scene.judge().next.is_empty());
+    scene.agent().connected = false;
+    assert_eq!(scene.judge().back, [Blocked::NotConnected { node: "n2".into() }]);
+}
