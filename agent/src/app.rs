@@ -1,6 +1,7 @@
 //! Builds the agent from its configuration, in the order in which the parts need each other, and takes
 //! it down in the opposite one.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -9,10 +10,14 @@ use anyhow::Context;
 use arc_swap::ArcSwap;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use underpass_proto::underpass::v1::{HeldCertificate, RestingTunnels};
 
 use crate::admin::{self, Admin};
 use crate::bpf::{Flows, Kernel, Programs};
-use crate::certs::{self, Caller, EmbeddedConfig, EmbeddedIssuer, Issuer, IstioConfig, IstioIssuer};
+use crate::certs::{
+    self, Caller, ClientFiles, ControllerIssuer, EmbeddedConfig, EmbeddedIssuer, Issuer, IstioConfig,
+    IstioIssuer, ReportSource,
+};
 use crate::config::{CapturePreference, Config, Embedded, IssuerKind};
 use crate::discovery::file::{FileOptions, FileSource, FileStatus};
 use crate::discovery::{Source, Store};
@@ -25,6 +30,7 @@ use crate::sys::netns;
 use crate::sys::socket::Keepalive;
 use crate::telemetry::process::LogControl;
 use crate::telemetry::{FlowLeftAlone, Telemetry};
+use crate::tls::TrustBundles;
 
 /// Runs the agent until it is told to stop. `log` is the process's log, already set up.
 ///
@@ -53,7 +59,7 @@ async fn serve(config: Config, log: LogControl, descriptors: usize) -> anyhow::R
     let store = Store::new();
 
     let kernel = load(&config).await?;
-    let certs = certificates(&config)?;
+    let (certs, controller) = certificates(&config)?;
     let source = file_source(&config, &telemetry);
     let source_status = source.status();
     let destinations = Arc::new(Destinations::new(Arc::clone(&kernel)));
@@ -89,6 +95,16 @@ async fn serve(config: Config, log: LogControl, descriptors: usize) -> anyhow::R
             stop.run_until_cancelled(prune(telemetry)).await;
         })
     });
+    if let Some(controller) = controller {
+        // Until the last connection is gone: a root that is dropped meanwhile ends those that rest on it.
+        let (reports, stop) = (Arc::new(Reports { certs: certs.clone() }), drained.clone());
+        tasks.spawn(
+            "controller",
+            quiet(async move {
+                stop.run_until_cancelled(controller.follow(reports)).await;
+            }),
+        );
+    }
     let admin_stop = CancellationToken::new();
     let sources = Arc::new(admin::Sources {
         instance: config.bpf.instance.clone(),
@@ -158,14 +174,38 @@ async fn load(config: &Config) -> anyhow::Result<Arc<dyn Kernel>> {
     Ok(Arc::new(programs))
 }
 
-fn certificates(config: &Config) -> anyhow::Result<certs::Manager> {
+/// The manager, and the controller if there is one that wants to be followed.
+fn certificates(config: &Config) -> anyhow::Result<(certs::Manager, Option<Arc<ControllerIssuer>>)> {
     let c = &config.certificates;
+    let mut controller = None;
     let issuer: Arc<dyn Issuer> = match c.issuer {
         IssuerKind::Embedded => Arc::new(embedded_issuer(&c.embedded)?),
         IssuerKind::Istio => Arc::new(istio_issuer(config)?),
+        IssuerKind::Controller => controller.insert(Arc::new(controller_issuer(config)?)).clone(),
     };
     let settings = certs::Config { deadline: c.deadline, concurrency: usize::from(c.concurrency) };
-    Ok(certs::Manager::new(issuer, &settings))
+    Ok((certs::Manager::new(issuer, &settings), controller))
+}
+
+/// What the controller is told about this node.
+struct Reports {
+    certs: certs::Manager,
+}
+
+impl ReportSource for Reports {
+    fn certificates(&self) -> Vec<HeldCertificate> {
+        let held = self.certs.list().into_iter().filter(|view| view.serial.is_some());
+        held.map(|view| HeldCertificate { identity: view.identity.to_string(), ..Default::default() })
+            .collect()
+    }
+
+    fn tunnels(&self) -> Vec<RestingTunnels> {
+        Vec::new()
+    }
+
+    fn in_force(&self, roots: &TrustBundles) -> bool {
+        self.certs.judges_by(roots)
+    }
 }
 
 fn embedded_issuer(embedded: &Embedded) -> anyhow::Result<EmbeddedIssuer> {
@@ -182,21 +222,55 @@ fn embedded_issuer(embedded: &Embedded) -> anyhow::Result<EmbeddedIssuer> {
 fn istio_issuer(config: &Config) -> anyhow::Result<IstioIssuer> {
     let istio = config.certificates.istio.clone();
     let issuer = IstioIssuer::new(IstioConfig {
+        name: "istio",
         address: istio.address,
         root_certificate: istio.root_certificate,
         alternative_host_name: istio.alternative_host_name,
-        token_file: istio.token_file,
+        client: None,
+        token_file: Some(istio.token_file),
         cluster_id: istio.cluster_id,
+        cert_signer: istio.cert_signer,
+        headers: istio.headers,
         trust_domain: istio.trust_domain,
         lifetime: istio.lifetime,
-        deadline: config.certificates.deadline.mul_f32(0.95),
-        caller: Caller {
-            node: config.node.name.clone(),
-            pod: config.node.pod.clone(),
-            service_account: config.node.service_account.clone(),
-        },
+        deadline: issuer_deadline(config),
+        caller: caller(config),
     });
     issuer.map_err(|why| anyhow::anyhow!("certificates.istio: {why}"))
+}
+
+fn controller_issuer(config: &Config) -> anyhow::Result<ControllerIssuer> {
+    let controller = config.certificates.controller.clone();
+    let client = controller.client_certificate.zip(controller.client_key);
+    let issuer = ControllerIssuer::new(IstioConfig {
+        name: "controller",
+        address: controller.address,
+        root_certificate: controller.root_certificate,
+        alternative_host_name: controller.alternative_host_name,
+        client: client.map(|(certificate, key)| ClientFiles { certificate, key }),
+        token_file: controller.token_file,
+        cluster_id: controller.cluster_id,
+        cert_signer: None,
+        headers: BTreeMap::new(),
+        trust_domain: controller.trust_domain,
+        lifetime: controller.lifetime,
+        deadline: issuer_deadline(config),
+        caller: caller(config),
+    });
+    issuer.map_err(|why| anyhow::anyhow!("certificates.controller: {why}"))
+}
+
+/// A little less than the manager's, so that the error is the issuer's, which says more.
+fn issuer_deadline(config: &Config) -> Duration {
+    config.certificates.deadline.mul_f32(0.95)
+}
+
+fn caller(config: &Config) -> Caller {
+    Caller {
+        node: config.node.name.clone(),
+        pod: config.node.pod.clone(),
+        service_account: config.node.service_account.clone(),
+    }
 }
 
 fn file_source(config: &Config, telemetry: &Telemetry) -> FileSource {

@@ -1,6 +1,6 @@
 //! Who holds which certificate.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -12,6 +12,7 @@ use tokio::task::AbortHandle;
 use super::entry::{Entry, Workshop};
 use super::{CertError, CertView, Clock, Identity, Issuer};
 use crate::model::SpiffeId;
+use crate::tls::TrustBundles;
 
 /// How the manager deals with its issuer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,6 +93,17 @@ impl Manager {
             self.inner.held().values().map(|h| h.entry.view(issuer.name(), h.leases, now)).collect();
         views.sort_by(|a, b| a.identity.cmp(&b.identity));
         views
+    }
+
+    /// Whether every new handshake is judged by exactly these roots, in the trust domains that they are for.
+    pub fn judges_by(&self, roots: &TrustBundles) -> bool {
+        let now = self.inner.workshop.clock.now();
+        let held = self.inner.held();
+        held.values().filter_map(|held| held.entry.current(now)).all(|identity| {
+            let trusted = identity.trust().now();
+            let set = |b: &TrustBundles, d| b.roots(d).map(|root| root.to_vec()).collect::<BTreeSet<_>>();
+            roots.domains().all(|domain| set(roots, domain) == set(&trusted.bundles, domain))
+        })
     }
 }
 

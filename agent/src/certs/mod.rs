@@ -5,6 +5,7 @@
 //! lease. [`Lease::current`] is what a handshake asks; it never gives an expired certificate.
 
 mod clock;
+mod controller;
 mod embedded;
 mod entry;
 mod identity;
@@ -18,10 +19,14 @@ mod root_files;
 mod view;
 
 pub use clock::Clock;
+pub use controller::{ControllerIssuer, ReportSource};
 pub use embedded::{EmbeddedConfig, EmbeddedIssuer};
 pub use identity::Identity;
 pub use issuer::{CertError, Issued, Issuer, Nudge};
-pub use istio::{Caller, IstioConfig, IstioIssuer, check_address, check_cluster_id, check_host_name};
+pub use istio::{
+    Caller, ClientFiles, IstioConfig, IstioIssuer, check_address, check_cluster_id, check_headers,
+    check_host_name,
+};
 pub use keeping::FileError;
 pub use manager::{Config, Lease, Manager};
 pub use renewal::{backoff, renewal_due, retry_at};

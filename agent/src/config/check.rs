@@ -3,7 +3,7 @@
 use std::path::Path as FilePath;
 use std::time::Duration;
 
-use super::{Config, Istio};
+use super::{Certificates, Config, IssuerKind};
 use crate::certs;
 use crate::discovery::yaml::{Complaints, Path};
 
@@ -11,7 +11,7 @@ pub(super) fn check(config: &Config) -> Complaints {
     let mut check = Check::default();
     check.paths(config);
     check.instance(&config.bpf.instance);
-    check.authority(&config.certificates.istio);
+    check.authorities(&config.certificates);
     check.times(config);
     check.numbers(config);
     check.complaints
@@ -25,11 +25,20 @@ struct Check {
 impl Check {
     fn paths(&mut self, config: &Config) {
         let (embedded, istio) = (&config.certificates.embedded, &config.certificates.istio);
+        let controller = &config.certificates.controller;
+        let unset = FilePath::new("/").to_path_buf();
         for (field, path) in [
             ("bpf.pinRoot", &config.bpf.pin_root),
             ("discovery.file", &config.discovery.file),
             ("certificates.embedded.rootCertificate", &embedded.root_certificate),
             ("certificates.embedded.rootKey", &embedded.root_key),
+            ("certificates.controller.rootCertificate", &controller.root_certificate),
+            (
+                "certificates.controller.clientCertificate",
+                controller.client_certificate.as_ref().unwrap_or(&unset),
+            ),
+            ("certificates.controller.clientKey", controller.client_key.as_ref().unwrap_or(&unset)),
+            ("certificates.controller.tokenFile", controller.token_file.as_ref().unwrap_or(&unset)),
             ("certificates.istio.rootCertificate", &istio.root_certificate),
             ("certificates.istio.tokenFile", &istio.token_file),
             ("admin.socket", &config.admin.socket),
@@ -58,16 +67,33 @@ impl Check {
         }
     }
 
-    fn authority(&mut self, istio: &Istio) {
-        let name = istio.alternative_host_name.as_deref();
+    fn authorities(&mut self, certificates: &Certificates) {
+        let (istio, controller) = (&certificates.istio, &certificates.controller);
+        let host = |name: &Option<String>| name.as_deref().map_or(Ok(()), certs::check_host_name);
+        let cluster = |id: &str| if id.is_empty() { Ok(()) } else { certs::check_cluster_id(id) };
         for (field, checked) in [
             ("certificates.istio.address", certs::check_address(&istio.address)),
-            ("certificates.istio.alternativeHostName", name.map_or(Ok(()), certs::check_host_name)),
+            ("certificates.istio.alternativeHostName", host(&istio.alternative_host_name)),
             ("certificates.istio.clusterId", certs::check_cluster_id(&istio.cluster_id)),
+            ("certificates.istio.headers", certs::check_headers(&istio.headers)),
+            ("certificates.controller.address", certs::check_address(&controller.address)),
+            ("certificates.controller.alternativeHostName", host(&controller.alternative_host_name)),
+            ("certificates.controller.clusterId", cluster(&controller.cluster_id)),
         ] {
             if let Err(why) = checked {
                 self.refuse(field, &why);
             }
+        }
+        if controller.client_certificate.is_some() != controller.client_key.is_some() {
+            self.refuse("certificates.controller", "clientCertificate and clientKey belong together");
+        }
+        let proven = controller.client_certificate.is_some() || controller.token_file.is_some();
+        if certificates.issuer == IssuerKind::Controller && !proven {
+            self.refuse(
+                "certificates.issuer",
+                "controller needs certificates.controller.clientCertificate and clientKey, or tokenFile, by \
+                 which the node proves itself",
+            );
         }
     }
 
@@ -78,6 +104,7 @@ impl Check {
             ("discovery.pollInterval", config.discovery.poll_interval, second),
             ("certificates.deadline", config.certificates.deadline, second),
             ("certificates.embedded.lifetime", embedded.lifetime, 60 * second),
+            ("certificates.controller.lifetime", config.certificates.controller.lifetime, 60 * second),
             ("certificates.istio.lifetime", config.certificates.istio.lifetime, 60 * second),
             ("tunnel.pingInterval", tunnel.ping_interval, second),
             ("tunnel.pingTimeout", tunnel.ping_timeout, second),

@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 
 pub use example::example;
 pub use sections::{
-    Capture, CapturePreference, Certificates, Discovery, Embedded, IssuerKind, Istio, Keepalive, Node, Proxy,
-    Tunnel,
+    Capture, CapturePreference, Certificates, Controller, Discovery, Embedded, IssuerKind, Istio, Keepalive,
+    Node, Proxy, Tunnel,
 };
 
 use crate::admin::AdminConfig;

@@ -1,5 +1,6 @@
 //! The sections of the configuration, with their defaults.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -77,12 +78,16 @@ impl Default for Discovery {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct Certificates {
-    /// embedded: an authority inside the agent; istio: one that speaks Istio's certificate service, as
-    /// istiod and istio-csr do. Each has a section below, and the other's is not used.
+    /// embedded: an authority inside the agent; controller: `underpass controller`; istio: another
+    /// authority that speaks Istio's certificate service, as istiod and istio-csr do. Each has a section
+    /// below, and the others' are not used.
     pub issuer: IssuerKind,
     /// An authority inside the agent, for one machine, demos and tests: agents that are given the same
     /// root files trust each other, and whoever can read the key can be anybody in the mesh.
     pub embedded: Embedded,
+    /// Underpass' own controller. The node proves itself by a certificate of its own, by the token of the
+    /// agent's service account, or by both; news of roots comes at once.
+    pub controller: Controller,
     /// An authority that speaks Istio's certificate service. It looks this agent's own pod up, by the
     /// token, and gives it certificates of the pods on its node.
     pub istio: Istio,
@@ -100,6 +105,7 @@ impl Default for Certificates {
         Self {
             issuer: IssuerKind::Embedded,
             embedded: Embedded::default(),
+            controller: Controller::default(),
             istio: Istio::default(),
             deadline: Duration::from_secs(30),
             concurrency: 8,
@@ -111,6 +117,7 @@ impl Default for Certificates {
 #[serde(rename_all = "lowercase")]
 pub enum IssuerKind {
     Embedded,
+    Controller,
     Istio,
 }
 
@@ -150,6 +157,52 @@ impl Default for Embedded {
     }
 }
 
+/// Underpass' own controller.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Controller {
+    /// The only trust domain that it is asked for, and whose roots are taken from it: the mesh's.
+    #[schemars(with = "String")]
+    pub trust_domain: TrustDomain,
+    /// Where it listens: https://host:port.
+    pub address: String,
+    /// PEM file of the roots that its server certificate is judged by, beside those that it brought since
+    /// the agent started. Read for each request, so it may be replaced.
+    pub root_certificate: PathBuf,
+    /// Another name that its server certificate may be for, instead of the address's.
+    pub alternative_host_name: Option<String>,
+    /// PEM file of the node's own certificate, as `underpass ca node` makes it. Read for each request, so
+    /// it may be replaced.
+    pub client_certificate: Option<PathBuf>,
+    /// PEM file of its key.
+    pub client_key: Option<PathBuf>,
+    /// A token of the agent's own service account. Read for each request, so it may be replaced.
+    pub token_file: Option<PathBuf>,
+    /// The cluster that is to judge the token, where the controller serves several.
+    pub cluster_id: String,
+    /// How long a pod's certificate is asked to be valid. The controller may give less; it is renewed in
+    /// good time.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "String")]
+    pub lifetime: Duration,
+}
+
+impl Default for Controller {
+    fn default() -> Self {
+        Self {
+            trust_domain: TrustDomain::default(),
+            address: "https://underpass-controller.underpass-system.svc:15012".into(),
+            root_certificate: "/etc/underpass/root-cert.pem".into(),
+            alternative_host_name: None,
+            client_certificate: None,
+            client_key: None,
+            token_file: None,
+            cluster_id: String::new(),
+            lifetime: Duration::from_secs(24 * 3600),
+        }
+    }
+}
+
 /// An authority that speaks Istio's certificate service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
@@ -168,6 +221,10 @@ pub struct Istio {
     pub token_file: PathBuf,
     /// The cluster that is to judge the token, as the control plane names it.
     pub cluster_id: String,
+    /// Which of the authority's signers is to sign, where it has several.
+    pub cert_signer: Option<String>,
+    /// Headers that are sent with each request beside the service's own, by name in lower case.
+    pub headers: BTreeMap<String, String>,
     /// How long a pod's certificate is asked to be valid. The authority may give less; it is renewed in
     /// good time.
     #[serde(with = "units::duration")]
@@ -184,6 +241,8 @@ impl Default for Istio {
             alternative_host_name: None,
             token_file: "/var/run/secrets/tokens/istio-token".into(),
             cluster_id: "Kubernetes".into(),
+            cert_signer: None,
+            headers: BTreeMap::new(),
             lifetime: Duration::from_secs(24 * 3600),
         }
     }

@@ -104,6 +104,30 @@ fn what_is_wrong_is_named_with_its_place() {
         ),
         ("certificates: {istio: {lifetime: 10s}}", "1:34: certificates.istio.lifetime: must be at least 1m"),
         ("certificates: {istio: {trustDomain: UPPER}}", "1:37: certificates.istio.trustDomain: "),
+        (
+            "certificates: {istio: {headers: {clusterid: x}}}",
+            "1:33: certificates.istio.headers: \"clusterid\"",
+        ),
+        (
+            "certificates: {istio: {headers: {x: 'a\u{e9}'}}}",
+            "1:33: certificates.istio.headers: \"x\" must be",
+        ),
+        (
+            "certificates: {issuer: controller}",
+            "1:24: certificates.issuer: controller needs certificates.controller.clientCertificate",
+        ),
+        (
+            "certificates: {controller: {clientKey: /k}}",
+            "1:28: certificates.controller: clientCertificate and clientKey belong together",
+        ),
+        (
+            "certificates: {controller: {address: 'http://c:15012'}}",
+            "1:38: certificates.controller.address: must be written",
+        ),
+        (
+            "certificates: {controller: {tokenFile: ''}}",
+            "1:40: certificates.controller.tokenFile: must not be empty",
+        ),
     ] {
         let invalid = Config::parse(text, &Environment::default()).unwrap_err();
         assert!(invalid.to_string().starts_with(expected), "{text:?} gave {invalid}");

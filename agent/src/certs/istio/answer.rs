@@ -11,7 +11,7 @@ use crate::model::TrustDomain;
 use crate::tls::TrustBundles;
 
 /// The largest answer that is read at all: hundreds of roots.
-pub(super) const MOST_BYTES: usize = 1 << 20;
+pub(in crate::certs) const MOST_BYTES: usize = 1 << 20;
 /// The longest chain: what is above it would go out with every handshake.
 const MOST_CHAIN: usize = 16;
 

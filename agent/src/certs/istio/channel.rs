@@ -1,7 +1,7 @@
 //! The connection to the authority: one at a time, made anew when the roots change or a call on it fails.
 
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
@@ -15,77 +15,143 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::version::TLS13;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::codegen::Service;
 use tonic::transport::{Channel, Endpoint};
+use zeroize::Zeroizing;
 
+use super::{ClientFiles, IstioConfig};
 use crate::certs::CertError;
-use crate::tls::provider;
+use crate::model::TrustDomain;
+use crate::tls::{TrustBundles, provider};
 
 /// TCP and TLS together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-pub(super) struct Channels {
+/// Roots that an authority brings itself, once it did.
+pub(in crate::certs) type Followed = watch::Receiver<Option<TrustBundles>>;
+
+pub(in crate::certs) struct Channels {
     endpoint: Endpoint,
     name: ServerName<'static>,
     alternative: Option<ServerName<'static>>,
     roots: PathBuf,
+    client: Option<ClientFiles>,
+    followed: Option<Followed>,
+    domain: TrustDomain,
     current: Current,
 }
 
 type Current = Arc<Mutex<Option<Open>>>;
 
 struct Open {
-    /// The roots' file as it was read.
-    roots: Vec<u8>,
+    parts: Parts,
     channel: Channel,
     number: u64,
 }
 
+/// What a connection is made with, as it was read. When any of it changes, another one is made.
+#[derive(PartialEq)]
+struct Parts {
+    roots: Vec<u8>,
+    followed: Vec<CertificateDer<'static>>,
+    /// Certificate and key.
+    client: Option<(Vec<u8>, Zeroizing<Vec<u8>>)>,
+}
+
 impl Channels {
-    pub(super) fn new(address: &str, roots: PathBuf, alternative: Option<&str>) -> Result<Self, String> {
-        let (uri, name) = parse_address(address)?;
+    pub(in crate::certs) fn new(config: &IstioConfig, followed: Option<Followed>) -> Result<Self, String> {
+        let (uri, name) = parse_address(&config.address)?;
         let endpoint = Endpoint::from(uri)
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(Duration::from_secs(30))
             .keep_alive_timeout(Duration::from_secs(10));
-        let alternative = alternative.map(host_name).transpose()?;
-        Ok(Self { endpoint, name, alternative, roots, current: Current::default() })
+        let alternative = config.alternative_host_name.as_deref().map(host_name).transpose()?;
+        Ok(Self {
+            endpoint,
+            name,
+            alternative,
+            roots: config.root_certificate.clone(),
+            client: config.client.clone(),
+            followed,
+            domain: config.trust_domain.clone(),
+            current: Current::default(),
+        })
     }
 
     /// The channel for the next call. It connects when it is used, and again when the connection ends.
-    pub(super) async fn get(&self) -> Result<(Channel, Unfinished), CertError> {
-        let roots = tokio::fs::read(&self.roots).await.map_err(|e| self.unusable(e))?;
+    pub(in crate::certs) async fn get(&self) -> Result<(Channel, Unfinished), CertError> {
+        let parts = self.read().await?;
         let mut current = lock(&self.current);
-        if current.as_ref().is_none_or(|open| open.roots != roots) {
-            let connector = self.connector(&roots)?;
+        if current.as_ref().is_none_or(|open| open.parts != parts) {
+            let connector = self.connector(&parts)?;
             let channel = self.endpoint.connect_with_connector_lazy(connector);
-            *current = Some(Open { roots, channel, number: rand::random() });
+            *current = Some(Open { parts, channel, number: rand::random() });
         }
         let open = current.as_ref().ok_or_else(|| CertError::Issuer("no channel".into()))?;
         let unfinished = Unfinished { current: Some(self.current.clone()), number: open.number };
         Ok((open.channel.clone(), unfinished))
     }
 
-    fn connector(&self, roots: &[u8]) -> Result<Connector, CertError> {
+    async fn read(&self) -> Result<Parts, CertError> {
+        let followed: Vec<CertificateDer<'static>> = match &self.followed {
+            Some(followed) => followed
+                .borrow()
+                .iter()
+                .flat_map(|b| b.roots(&self.domain).cloned().collect::<Vec<_>>())
+                .collect(),
+            None => Vec::new(),
+        };
+        let roots = match tokio::fs::read(&self.roots).await {
+            Ok(roots) => roots,
+            // Those that the authority brought are enough.
+            Err(_) if !followed.is_empty() => Vec::new(),
+            Err(e) => return Err(self.unusable(e)),
+        };
+        let client = match &self.client {
+            Some(ClientFiles { certificate, key }) => {
+                let read =
+                    async |path: &Path| tokio::fs::read(path).await.map_err(|e| unusable_papers(path, e));
+                Some((read(certificate).await?, Zeroizing::new(read(key).await?)))
+            }
+            None => None,
+        };
+        Ok(Parts { roots, followed, client })
+    }
+
+    fn connector(&self, parts: &Parts) -> Result<Connector, CertError> {
         let mut store = RootCertStore::empty();
-        for root in CertificateDer::pem_slice_iter(roots) {
+        for root in &parts.followed {
+            store.add(root.clone()).map_err(|e| self.unusable(e))?;
+        }
+        for root in CertificateDer::pem_slice_iter(&parts.roots) {
             store.add(root.map_err(|e| self.unusable(e))?).map_err(|e| self.unusable(e))?;
         }
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(store), provider())
             .build()
             .map_err(|e| self.unusable(e))?;
         let verifier = EitherName { verifier, alternative: self.alternative.clone() };
-        let mut tls = ClientConfig::builder_with_provider(provider())
+        let tls = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&TLS13])
             .map_err(|e| CertError::Issuer(e.to_string()))?
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(verifier))
-            .with_no_client_auth();
-        tls.alpn_protocols = vec![b"h2".to_vec()];
+            .with_custom_certificate_verifier(Arc::new(verifier));
+        let mut tls = match (&parts.client, &self.client) {
+            (Some((certificate, key)), Some(files)) => {
+                let unusable = |e: &dyn std::fmt::Display| unusable_papers(&files.certificate, e);
+                let chain = CertificateDer::pem_slice_iter(certificate)
+                    .collect::<Result<Vec<_>, _>>()
+                    .map_err(|e| unusable(&e))?;
+                let key = PrivateKeyDer::from_pem_slice(key).map_err(|e| unusable_papers(&files.key, e))?;
+                tls.with_client_auth_cert(chain, key).map_err(|e| unusable(&e))?
+            }
+            _ => tls.with_no_client_auth(),
+        };
+        tls.alpn_protocols = vec![H2.to_vec()];
         Ok(Connector { tcp: tcp(), tls: TlsConnector::from(Arc::new(tls)), name: self.name.clone() })
     }
 
@@ -97,15 +163,25 @@ impl Channels {
     }
 }
 
+fn unusable_papers(path: &Path, why: impl std::fmt::Display) -> CertError {
+    CertError::Issuer(format!(
+        "the node's certificate or its key in {} cannot be used ({why}): put both there in PEM, as \
+         `underpass ca node` makes them",
+        path.display()
+    ))
+}
+
+const H2: &[u8] = b"h2";
+
 /// Lets go of the channel unless the call on it was answered, also when the call is given up: its
 /// connection may be dead, and a dead one is not noticed while nobody uses it.
-pub(super) struct Unfinished {
+pub(in crate::certs) struct Unfinished {
     current: Option<Current>,
     number: u64,
 }
 
 impl Unfinished {
-    pub(super) fn finished(mut self) {
+    pub(in crate::certs) fn finished(mut self) {
         self.current = None;
     }
 }
@@ -161,7 +237,15 @@ impl Service<Uri> for Connector {
         let (tls, name) = (self.tls.clone(), self.name.clone());
         Box::pin(async move {
             let tcp = tcp.await?.into_inner();
-            Ok(TokioIo::new(tls.connect(name, tcp).await?))
+            let tls = tls.connect(name, tcp).await?;
+            // A server that knows no ALPN would get HTTP/2 all the same, and answer it with anything.
+            match tls.get_ref().1.alpn_protocol() {
+                Some(H2) => Ok(TokioIo::new(tls)),
+                other => {
+                    let other = other.map(String::from_utf8_lossy);
+                    Err(format!("the server does not agree to HTTP/2 (ALPN h2) but to {other:?}").into())
+                }
+            }
         })
     }
 }

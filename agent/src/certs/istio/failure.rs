@@ -20,31 +20,17 @@ pub struct Caller {
 }
 
 pub(super) fn of(status: &Status, config: &IstioConfig, identity: &SpiffeId) -> CertError {
-    if is_unreadable(status) {
-        return CertError::Answer(status.message().to_owned());
-    }
-    let said = format!("{:?} {:?}", status.code(), shorten(status.message()));
     let asked = asked(config, identity);
+    if is_unreadable(status) {
+        return CertError::Answer(format!("{}, {asked}", shorten(status.message())));
+    }
     match status.code() {
         Code::Unauthenticated | Code::PermissionDenied | Code::InvalidArgument => CertError::Refused {
-            issuer: "istio".into(),
+            issuer: config.name.into(),
             identity: identity.clone(),
-            why: format!(
-                "{said}, {asked}: the authority's log has the reason (is this agent's service account \
-                 trusted there, the token of the right audience and cluster, and does a pod of the identity \
-                 run on this node? a pod that just started may not be known yet)"
-            ),
+            why: format!("{}, {asked}: {}", said(status), next_step(status, config)),
         },
-        code => {
-            let next = match code {
-                Code::Unimplemented => "something else listens there: correct certificates.istio.address",
-                _ if !is_of_the_server(status) => {
-                    "see whether the authority is up and reachable, and its certificate as configured"
-                }
-                _ => "see the authority's own log",
-            };
-            CertError::Issuer(format!("{said}{}, {asked}: {next}", causes(status)))
-        }
+        _ => CertError::Issuer(format!("{}, {asked}: {}", said(status), next_step(status, config))),
     }
 }
 
@@ -56,17 +42,52 @@ pub(super) fn late(config: &IstioConfig, identity: &SpiffeId) -> CertError {
     ))
 }
 
+/// What the server said, or what became of the connection.
+pub(in crate::certs) fn said(status: &Status) -> String {
+    format!("{:?} {:?}{}", status.code(), shorten(status.message()), causes(status))
+}
+
+pub(in crate::certs) fn next_step(status: &Status, config: &IstioConfig) -> String {
+    match status.code() {
+        Code::Unauthenticated | Code::PermissionDenied | Code::InvalidArgument if config.token_file.is_some() => {
+            "the authority's log has the reason (is this agent's service account trusted there, the token of \
+             the right audience and cluster, and does a pod of the identity run on this node? a pod that just \
+             started may not be known yet)"
+                .into()
+        }
+        Code::Unauthenticated | Code::PermissionDenied | Code::InvalidArgument => {
+            "the authority's log has the reason (does it list this node with the key of its certificate, and \
+             the identity among the node's?)"
+                .into()
+        }
+        Code::Unimplemented => {
+            format!("something else listens there: correct certificates.{}.address", config.name)
+        }
+        _ if !is_of_the_server(status) => {
+            "see whether the authority is up and reachable, and its certificate as configured".into()
+        }
+        _ => "see the authority's own log".into(),
+    }
+}
+
 /// Whether the server itself answered; otherwise the connection may be dead.
-pub(super) fn is_of_the_server(status: &Status) -> bool {
+pub(in crate::certs) fn is_of_the_server(status: &Status) -> bool {
     // tonic keeps the error of the transport when it makes a status of one.
     status.source().is_none()
 }
 
 /// tonic tells its own refusal to read an answer only by the text, which a test holds.
 fn is_unreadable(status: &Status) -> bool {
-    let (code, text) = (status.code(), status.message());
-    (code == Code::OutOfRange && text.starts_with("Error, decoded message length too large"))
-        || (code == Code::Internal && text.starts_with("failed to decode Protobuf message"))
+    let begins = match status.code() {
+        Code::OutOfRange => "Error, decoded message length too large",
+        Code::Unimplemented => "Content is compressed with",
+        Code::Internal if status.message().starts_with("protocol error: received message with") => {
+            return true;
+        }
+        Code::Internal => "failed to decode Protobuf message",
+        _ => return false,
+    };
+    status.message().starts_with(begins)
 }
 
 fn asked(config: &IstioConfig, identity: &SpiffeId) -> String {

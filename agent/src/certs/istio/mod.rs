@@ -3,11 +3,12 @@
 //! The agent proves itself by its service account's token and asks on the workloads' behalf. What comes
 //! back is read here, and judged where every issuer's answers are (`certs/identity.rs`).
 
-mod answer;
-mod channel;
-mod failure;
+pub(super) mod answer;
+pub(super) mod channel;
+pub(super) mod failure;
 pub(super) mod request;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -18,9 +19,9 @@ use underpass_proto::istio::v1::auth::istio_certificate_service_client::IstioCer
 
 pub use channel::{check_address, check_host_name};
 pub use failure::Caller;
-pub use request::check_cluster_id;
+pub use request::{check_cluster_id, check_headers};
 
-use self::channel::Channels;
+use self::channel::{Channels, Followed};
 use super::root_files::SecretKey;
 use super::{CertError, Issued, Issuer};
 use crate::model::{SpiffeId, TrustDomain};
@@ -28,16 +29,24 @@ use crate::model::{SpiffeId, TrustDomain};
 /// Where the authority is, and how the agent proves itself to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IstioConfig {
+    /// The issuer's name, and its section's under `certificates`, for messages.
+    pub name: &'static str,
     /// `https://host:port`.
     pub address: String,
     /// PEM file of the roots that the authority's server certificate is judged by; read for each call.
     pub root_certificate: PathBuf,
     /// Another name that the server's certificate may have instead of the address's.
     pub alternative_host_name: Option<String>,
+    /// The node's own certificate, shown in TLS; read for each call.
+    pub client: Option<ClientFiles>,
     /// The agent's own token; read for each call, for it is replaced while the agent runs.
-    pub token_file: PathBuf,
-    /// The cluster that is to judge the token.
+    pub token_file: Option<PathBuf>,
+    /// The cluster that is to judge the token; not sent when empty.
     pub cluster_id: String,
+    /// Which of several signers is to sign, where the authority has them.
+    pub cert_signer: Option<String>,
+    /// Sent with each call, beside those that the service has.
+    pub headers: BTreeMap<String, String>,
     /// The only trust domain that is asked for, and the one that the answer's roots vouch for.
     pub trust_domain: TrustDomain,
     /// How long a leaf is wanted to be valid; the authority may give less.
@@ -47,6 +56,15 @@ pub struct IstioConfig {
     pub deadline: Duration,
     /// Who we are, for messages.
     pub caller: Caller,
+}
+
+/// PEM files of a certificate that is shown to the authority.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientFiles {
+    /// The chain, leaf first.
+    pub certificate: PathBuf,
+    /// The leaf's key.
+    pub key: PathBuf,
 }
 
 /// Asks an authority over gRPC, with a fresh key for each call.
@@ -61,12 +79,21 @@ impl IstioIssuer {
     /// # Errors
     /// The address or the alternative host name is none.
     pub fn new(config: IstioConfig) -> Result<Self, String> {
-        let channels = Channels::new(
-            &config.address,
-            config.root_certificate.clone(),
-            config.alternative_host_name.as_deref(),
-        )?;
+        Self::following(config, None)
+    }
+
+    /// As [`Self::new`], of an authority that brings its roots itself.
+    pub(super) fn following(config: IstioConfig, followed: Option<Followed>) -> Result<Self, String> {
+        let channels = Channels::new(&config, followed)?;
         Ok(Self { config, channels })
+    }
+
+    pub(super) fn config(&self) -> &IstioConfig {
+        &self.config
+    }
+
+    pub(super) fn channels(&self) -> &Channels {
+        &self.channels
     }
 
     async fn call(&self, identity: &SpiffeId) -> Result<Issued, CertError> {
@@ -108,7 +135,7 @@ impl Issuer for IstioIssuer {
     }
 
     fn name(&self) -> &str {
-        "istio"
+        self.config.name
     }
 }
 

@@ -26,7 +26,12 @@ const TOKEN: &str = "eyJ.first.token";
 async fn a_certificate_is_asked_for_as_istiod_expects_it() {
     let place = Place::new();
     let server = place.server(Hierarchy::new()).await;
-    let identity = manage(server.config(&place.scratch)).await.unwrap();
+    let identity = manage(IstioConfig {
+        cert_signer: Some("clusterissuers.cert-manager.io/ours".into()),
+        headers: [("x-tenant".into(), "blue".into())].into(),
+        ..server.config(&place.scratch)
+    });
+    let identity = identity.await.unwrap();
     assert_eq!(identity.certificate().identity(), &id(CART));
     assert_eq!(identity.certificate().chain().len(), 2, "the leaf and what is between it and a root");
     assert_eq!(identity.trust().now().bundles.roots(&"mesh.test".parse().unwrap()).count(), 2);
@@ -35,6 +40,8 @@ async fn a_certificate_is_asked_for_as_istiod_expects_it() {
     assert_eq!(asked.authorization, format!("Bearer {TOKEN}"));
     assert_eq!(asked.cluster, "east");
     assert_eq!(asked.identity, CART);
+    assert_eq!(asked.signer, "clusterissuers.cert-manager.io/ours");
+    assert_eq!(asked.tenant, "blue");
     assert_eq!(asked.seconds, 7200);
     check_csr(&asked.csr);
 }

@@ -1,0 +1,284 @@
+//! The stream on which the controller brings roots and hears of what the node holds.
+
+use std::time::{Duration, SystemTime};
+
+use futures::Stream;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tonic::{Request, Status, Streaming};
+use underpass_proto::underpass::v1::trust_service_client::TrustServiceClient;
+use underpass_proto::underpass::v1::{AgentReport, TrustUpdate};
+
+use super::update::{self, Update};
+use super::{ControllerIssuer, ReportSource, report};
+use crate::certs::istio::channel::Unfinished;
+use crate::certs::istio::{answer, failure, request};
+use crate::certs::{Nudge, renewal};
+
+/// How often the agent looks whether there is anything new to report.
+const LOOK: Duration = Duration::from_secs(1);
+/// The same while an update is still being put into force.
+const LOOK_SOON: Duration = Duration::from_millis(50);
+/// At least so long between two updates that are acted on, whatever the controller sends.
+const PAUSE: Duration = Duration::from_millis(100);
+/// How long after their time certificates of another authority may be there before they are asked for again.
+const LATE: Duration = Duration::from_secs(60);
+
+pub(super) struct Follower<'a> {
+    issuer: &'a ControllerIssuer,
+    source: &'a dyn ReportSource,
+    /// The newest update that was taken.
+    taken: Option<Update>,
+    /// The newest whose roots every handshake is judged by.
+    in_force: String,
+    /// When certificates of other authorities should all be gone.
+    renewed_by: Option<Instant>,
+}
+
+impl<'a> Follower<'a> {
+    pub(super) fn new(issuer: &'a ControllerIssuer, source: &'a dyn ReportSource) -> Self {
+        Self { issuer, source, taken: None, in_force: String::new(), renewed_by: None }
+    }
+
+    pub(super) async fn run(&mut self) {
+        let mut failures = 0;
+        loop {
+            let (why, heard) = match self.open().await {
+                Ok((updates, first, reports)) => (self.stay(updates, first, &reports).await, true),
+                Err(why) => (why, false),
+            };
+            // Whoever accepts and ends the stream at once must not be asked in a tight loop.
+            failures = if heard { 1 } else { failures + 1u32.min(u32::MAX - failures) };
+            let wait = renewal::backoff(failures, rand::random());
+            tracing::warn!(
+                failures,
+                retry_in = format!("{wait:.1?}"),
+                error = why,
+                "not in touch with the controller; the roots of before stay in force"
+            );
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// Until the first update is there.
+    async fn open(&mut self) -> Result<Opened, String> {
+        let config = self.issuer.asked.config();
+        let (channel, unfinished) = self.issuer.asked.channels().get().await.map_err(|e| e.to_string())?;
+        let mut client = TrustServiceClient::new(channel).max_decoding_message_size(answer::MOST_BYTES);
+        let reports = watch::Sender::new(self.report());
+        let mut request = Request::new(newest(reports.subscribe()));
+        request::credentials(config, request.metadata_mut()).await.map_err(|e| e.to_string())?;
+        let opened = async {
+            let mut updates = client.follow(request).await?.into_inner();
+            let first = updates.message().await?;
+            Ok::<_, Status>((updates, first))
+        };
+        match tokio::time::timeout(config.deadline, opened).await {
+            Ok(Ok((updates, Some(first)))) => {
+                unfinished.finished();
+                Ok((updates, first, reports))
+            }
+            Ok(Ok((_, None))) => Err(self.told("the stream ended before the first update")),
+            Ok(Err(status)) => Err(self.ended(&status, Some(unfinished))),
+            Err(_elapsed) => Err(self.told(&format!("no update within {} s", config.deadline.as_secs_f32()))),
+        }
+    }
+
+    /// Until the stream ends; says why it did.
+    async fn stay(
+        &mut self,
+        mut updates: Streaming<TrustUpdate>,
+        first: TrustUpdate,
+        reports: &watch::Sender<AgentReport>,
+    ) -> String {
+        self.take(first);
+        loop {
+            let pending = self.taken.as_ref().is_some_and(|taken| taken.version != self.in_force);
+            tokio::select! {
+                update = updates.message() => match update {
+                    Ok(Some(update)) => {
+                        self.take(update);
+                        tokio::time::sleep(PAUSE).await;
+                    }
+                    Ok(None) => return self.told("the stream was ended by the controller"),
+                    Err(status) => return self.ended(&status, None),
+                },
+                () = tokio::time::sleep(if pending { LOOK_SOON } else { LOOK }) => {}
+            }
+            let report = self.report();
+            self.ask_again(&report);
+            reports.send_if_modified(|sent| {
+                let differs = *sent != report;
+                *sent = report;
+                differs
+            });
+        }
+    }
+
+    fn take(&mut self, update: TrustUpdate) {
+        let domain = &self.issuer.asked.config().trust_domain;
+        let (update, others) = match update::read(update, domain, SystemTime::now()) {
+            Ok(read) => read,
+            Err(why) => {
+                tracing::warn!(
+                    why,
+                    "an update of the controller's is refused; the roots of before stay in force"
+                );
+                return;
+            }
+        };
+        if self.taken.as_ref() == Some(&update) {
+            return;
+        }
+        if !others.is_empty() {
+            tracing::warn!(domains = ?others, trust_domain = %domain,
+                "the controller's roots for other trust domains are left alone");
+        }
+        tracing::info!(
+            version = update.version,
+            roots = update.roots.roots(domain).count(),
+            "roots from the controller"
+        );
+        // First the roots: what is issued from now on may rest on a new one.
+        self.issuer.roots.send_if_modified(|held| {
+            let differs = held.as_ref() != Some(&update.roots);
+            *held = Some(update.roots.clone());
+            differs
+        });
+        let asked = |u: &Update| (u.authority.clone(), u.renew_within);
+        let known = self.taken.as_ref().map(asked) == Some(asked(&update));
+        self.taken = Some(update);
+        if !known {
+            self.nudge();
+        }
+    }
+
+    fn nudge(&mut self) {
+        self.renewed_by = None;
+        let Some(Update { authority, renew_within: Some(within), .. }) = &self.taken else { return };
+        self.renewed_by = Some(Instant::now() + *within + LATE);
+        // Without a manager nobody has certificates.
+        self.issuer.nudges.send(Nudge::SignedByOthers { authority: authority.clone(), within: *within }).ok();
+    }
+
+    /// A replica that lagged behind may have signed with the former authority after the first time.
+    fn ask_again(&mut self, report: &AgentReport) {
+        let Some(taken) = &self.taken else { return };
+        if self.renewed_by.is_some_and(|by| by < Instant::now())
+            && report.certificates.iter().any(|held| held.authority != taken.authority)
+        {
+            self.nudge();
+        }
+    }
+
+    fn report(&mut self) -> AgentReport {
+        if let Some(taken) = &self.taken
+            && taken.version != self.in_force
+            && self.source.in_force(&taken.roots)
+        {
+            self.in_force.clone_from(&taken.version);
+        }
+        let authority = self.taken.as_ref().map_or(&[][..], |taken| &taken.authority);
+        report::make(&self.issuer.asked.config().caller.node, &self.in_force, authority, self.source)
+    }
+
+    fn ended(&self, status: &Status, unfinished: Option<Unfinished>) -> String {
+        if failure::is_of_the_server(status)
+            && let Some(unfinished) = unfinished
+        {
+            unfinished.finished();
+        }
+        let next = failure::next_step(status, self.issuer.asked.config());
+        format!("{}: {next}", self.told(&failure::said(status)))
+    }
+
+    fn told(&self, what: &str) -> String {
+        let config = self.issuer.asked.config();
+        format!("{what}, following {} as {}", config.address, config.caller)
+    }
+}
+
+type Opened = (Streaming<TrustUpdate>, TrustUpdate, watch::Sender<AgentReport>);
+
+/// The newest report whenever there is one: a controller that is slow to read misses those between.
+fn newest(mut reports: watch::Receiver<AgentReport>) -> impl Stream<Item = AgentReport> {
+    reports.mark_changed();
+    futures::stream::unfold(reports, async |mut reports| {
+        reports.changed().await.ok()?;
+        let report = reports.borrow_and_update().clone();
+        Some((report, reports))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::certs::{ControllerIssuer, Issuer};
+    use crate::tls::TrustBundles;
+    use crate::tls::testing::Authority;
+    use underpass_proto::underpass::v1::{Bundle, HeldCertificate, RestingTunnels};
+
+    struct Nothing;
+
+    impl ReportSource for Nothing {
+        fn certificates(&self) -> Vec<HeldCertificate> {
+            Vec::new()
+        }
+
+        fn tunnels(&self) -> Vec<RestingTunnels> {
+            Vec::new()
+        }
+
+        fn in_force(&self, _: &TrustBundles) -> bool {
+            false
+        }
+    }
+
+    /// A replica that lagged behind may have signed one after the first nudge was obeyed.
+    #[tokio::test(start_paused = true)]
+    async fn certificates_of_another_authority_that_stay_are_asked_for_again_after_their_time() {
+        let issuer = ControllerIssuer::new(crate::certs::IstioConfig {
+            name: "controller",
+            address: "https://127.0.0.1:1".into(),
+            root_certificate: "/nowhere".into(),
+            alternative_host_name: None,
+            client: None,
+            token_file: Some("/nowhere".into()),
+            cluster_id: String::new(),
+            cert_signer: None,
+            headers: Default::default(),
+            trust_domain: "mesh.test".parse().unwrap(),
+            lifetime: LATE,
+            deadline: LATE,
+            caller: Default::default(),
+        })
+        .unwrap();
+        let mut nudges = issuer.nudges().unwrap();
+        let mut follower = Follower::new(&issuer, &Nothing);
+        let root = Authority::root();
+        follower.take(TrustUpdate {
+            version: "one".into(),
+            bundles: vec![Bundle {
+                trust_domain: "mesh.test".into(),
+                roots: vec![root.certificate.to_vec()],
+            }],
+            authority: vec![1],
+            renew_within_seconds: 300,
+        });
+        assert!(nudges.try_recv().is_ok());
+        let held = |authority| AgentReport {
+            certificates: vec![HeldCertificate { authority: vec![authority], ..Default::default() }],
+            ..Default::default()
+        };
+        let mut after = async |seconds, authority| {
+            tokio::time::advance(Duration::from_secs(seconds)).await;
+            follower.ask_again(&held(authority));
+            nudges.try_recv().is_ok()
+        };
+        assert!(!after(350, 2).await, "still in time");
+        assert!(!after(100, 1).await, "of the authority itself");
+        assert!(after(1, 2).await);
+        assert!(!after(1, 2).await, "these have their time again");
+        assert!(after(400, 2).await);
+    }
+}
