@@ -19,13 +19,14 @@ use super::outbound::dial_cause;
 use super::tunnel::{self, Baggage, Carrier, Connect, Drain, Inbound, Reject, Respond, Target};
 use crate::certs::Clock;
 use crate::discovery::Snapshot;
+use crate::lifecycle::Stop;
 use crate::model::{
     AppAddr, Cause, ClientAddr, Direction, LocalPod, OriginalDst, Service, SpiffeId, Workload, ports,
 };
 use crate::policy::Conn;
 use crate::sys::socket;
 use crate::telemetry::{Party, Record};
-use crate::tls;
+use crate::tls::{self, Held};
 
 /// Serves one connection to port 15008 to its end.
 pub async fn serve(pod: Arc<PodProxy>, stream: TcpStream) {
@@ -40,7 +41,7 @@ pub async fn serve(pod: Arc<PodProxy>, stream: TcpStream) {
         cause = pod.enrolled.cut.ended() => Err((cause, "ended during the TLS handshake".into())),
     };
     drop(place);
-    let (tls, peer, valid_until) = match done {
+    let Proven { tls, peer, valid_until, held } = match done {
         Ok(done) => done,
         Err((cause, _)) if !pod.failed_handshakes.allows() => {
             return pod.node.telemetry.unlogged(Direction::Inbound, cause);
@@ -52,12 +53,14 @@ pub async fn serve(pod: Arc<PodProxy>, stream: TcpStream) {
         }
     };
     let peer = Arc::new(peer);
-    let drain = Drain { begin: pod.enrolled.leaving.child_token(), cut: pod.enrolled.cut.clone() };
+    let cut = pod.enrolled.cut.child();
+    let drain = Drain { begin: pod.enrolled.leaving.child_token(), cut: cut.clone() };
     let begin = drain.begin.clone();
-    let requests = Requests { pod: &pod, client, local, peer, valid_until };
+    let requests = Requests { pod: &pod, client, local, peer, valid_until, cut: cut.clone() };
     let ended = tokio::select! {
         ended = tunnel::serve(tls, &pod.node.server, drain, requests) => ended,
         never = go_away(valid_until, begin) => match never {},
+        never = cut_when_lost(&held, cut) => match never {},
     };
     tracing::debug!(pod = %pod.enrolled.pod.name, %client, %ended, "tunnel ended");
 }
@@ -70,6 +73,13 @@ async fn go_away(valid_until: SystemTime, begin: CancellationToken) -> Infallibl
     std::future::pending().await
 }
 
+/// Ends the tunnel and every stream in it when the peer is trusted no more.
+async fn cut_when_lost(held: &Held, cut: Stop) -> Infallible {
+    held.lost().await;
+    cut.end(Cause::TrustRevoked);
+    std::future::pending().await
+}
+
 /// What to do with each CONNECT of one tunnel.
 struct Requests<'a> {
     pod: &'a Arc<PodProxy>,
@@ -77,6 +87,8 @@ struct Requests<'a> {
     local: OriginalDst,
     peer: Arc<SpiffeId>,
     valid_until: SystemTime,
+    /// Ends this tunnel.
+    cut: Stop,
 }
 
 impl tunnel::Accept for Requests<'_> {
@@ -87,8 +99,8 @@ impl tunnel::Accept for Requests<'_> {
             return inbound.respond.refuse();
         }
         let (pod, peer) = (Arc::clone(self.pod), Arc::clone(&self.peer));
-        let (client, local) = (self.client, self.local);
-        self.pod.enrolled.tasks.spawn(one(pod, client, local, peer, inbound));
+        let (client, local, cut) = (self.client, self.local, self.cut.clone());
+        self.pod.enrolled.tasks.spawn(one(pod, client, local, peer, cut, inbound));
     }
 
     fn rejected(&mut self, why: Reject) {
@@ -106,10 +118,15 @@ impl Requests<'_> {
     }
 }
 
-async fn handshake(
-    pod: &PodProxy,
-    stream: TcpStream,
-) -> Result<(tokio_rustls::server::TlsStream<Carrier<TcpStream>>, SpiffeId, SystemTime), (Cause, String)> {
+/// What a handshake came to.
+struct Proven {
+    tls: tokio_rustls::server::TlsStream<Carrier<TcpStream>>,
+    peer: SpiffeId,
+    valid_until: SystemTime,
+    held: Held,
+}
+
+async fn handshake(pod: &PodProxy, stream: TcpStream) -> Result<Proven, (Cause, String)> {
     let identity =
         pod.enrolled.lease.current().ok_or_else(|| {
             (Cause::NoCertificate, "no valid certificate for this service account".to_owned())
@@ -122,7 +139,9 @@ async fn handshake(
     let refused = |e: tls::TlsError| (e.cause(), e.to_string());
     let peer = tls::peer_of(tls.get_ref().1).map_err(refused)?;
     let valid_until = tls::peer_valid_until(tls.get_ref().1).map_err(refused)?;
-    Ok((tls, peer, valid_until))
+    let chain = tls.get_ref().1.peer_certificates().unwrap_or_default();
+    let held = identity.trust().hold(chain).map_err(refused)?;
+    Ok(Proven { tls, peer, valid_until, held })
 }
 
 /// One CONNECT.
@@ -131,6 +150,7 @@ async fn one(
     client: ClientAddr,
     local: OriginalDst,
     peer: Arc<SpiffeId>,
+    cut: Stop,
     inbound: Inbound,
 ) {
     let destination = match inbound.connect.target {
@@ -163,7 +183,7 @@ async fn one(
             let why = "the pod has as many connections as one pod may".to_owned();
             reject(inbound.respond, StatusCode::SERVICE_UNAVAILABLE, Cause::Overloaded, why)
         }
-        Ok(app) => connection(&pod, client, &peer, app, &record, inbound.respond).await,
+        Ok(app) => connection(&pod, client, &peer, app, &record, &cut, inbound.respond).await,
         Err((status, cause, why)) => reject(inbound.respond, status, cause, why),
     };
     record.finish(end.cause, end.detail);
@@ -175,6 +195,7 @@ async fn connection(
     peer: &SpiffeId,
     app: AppAddr,
     record: &Record,
+    cut: &Stop,
     mut respond: Respond,
 ) -> End {
     record.set_hbone_addr(app.0);
@@ -187,7 +208,7 @@ async fn connection(
     if let Some(would) = pod.authorizer.dry_run(&conn) {
         record.set_dry_run(would.to_string());
     }
-    let permit = match pod.authorizer.authorize(record.id(), conn, &pod.enrolled.cut) {
+    let permit = match pod.authorizer.authorize(record.id(), conn, cut) {
         Ok(permit) => permit,
         Err(denied) => {
             if let Some(policy) = denied.policy {
@@ -203,7 +224,7 @@ async fn connection(
         // Who has taken the request back by now, as a flood does, must not cost the application anything.
         biased;
         gone = respond.cancelled() => {
-            return End { cause: Cause::ClientReset, detail: Some(gone.to_string()) };
+            return End { cause: gone.cause(), detail: Some(gone.to_string()) };
         }
         cause = permit.stop().ended() => {
             return reject(respond, StatusCode::SERVICE_UNAVAILABLE, cause, "ended while connecting".into());

@@ -123,7 +123,7 @@ async fn connect(
     identity: Arc<Identity>,
     to: NextHop,
     expected: Arc<[SpiffeId]>,
-) -> Result<tokio_rustls::client::TlsStream<Carrier<TcpStream>>, tunnel::DialError> {
+) -> Result<tunnel::Dialled<tokio_rustls::client::TlsStream<Carrier<TcpStream>>>, tunnel::DialError> {
     let config = identity.client_config(&expected).map_err(|e| tunnel::DialError::new(e.cause(), e))?;
     let tcp = pod
         .dialer()
@@ -134,7 +134,13 @@ async fn connect(
     let name = rustls_pki_types::ServerName::from(to.ip());
     let handshake = TlsConnector::from(config).connect(name, Carrier::new(tcp));
     match tokio::time::timeout(pod.node.handshake_timeout, handshake).await {
-        Ok(Ok(tls)) => Ok(tls),
+        Ok(Ok(tls)) => {
+            let chain = tls.get_ref().1.peer_certificates().unwrap_or_default();
+            let peer = identity.trust().hold(chain).map_err(|e| {
+                tunnel::DialError::new(e.cause(), format!("TLS with {to}, on a second look: {e}"))
+            })?;
+            Ok(tunnel::Dialled { transport: tls, peer: Some(peer) })
+        }
         Ok(Err(e)) => {
             Err(tunnel::DialError::new(tls::cause_of(&e), format!("TLS with {to}: {}", tls::reason_of(&e))))
         }

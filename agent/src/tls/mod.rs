@@ -12,6 +12,7 @@ mod certificate;
 mod config;
 mod crl;
 mod error;
+mod live;
 mod provider;
 mod svid;
 mod trust;
@@ -24,6 +25,7 @@ pub use config::{
 };
 pub use crl::{CrlView, Crls, MAX_CRL_BYTES};
 pub use error::{TlsError, cause_of, cause_of_tls, reason_of};
+pub use live::{Held, InUse};
 pub use provider::{provider, sha256};
 pub use svid::peer_identity;
 pub use trust::{Trust, Trusted};

@@ -2,15 +2,25 @@
 
 use std::sync::Arc;
 
+use rustls_pki_types::CertificateDer;
 use tokio::sync::watch;
 
-use super::{Crls, TrustBundles};
+use super::live::Peers;
+use super::{Crls, Held, InUse, TlsError, TrustBundles};
 
-/// Roots that may change under configurations made with them: every handshake asks for the newest.
-/// Clones share it.
-#[derive(Clone, Debug)]
+/// Roots and revocations that may change under configurations made with them: every handshake asks for the
+/// newest, and live tunnels that do not stand by it end. Clones share it.
+#[derive(Clone)]
 pub struct Trust {
+    state: Arc<State>,
+    in_use: InUse,
+}
+
+/// What the clones share.
+pub(super) struct State {
     now: watch::Sender<Arc<Trusted>>,
+    /// Those who are connected.
+    pub(super) peers: Peers,
 }
 
 /// One state of it.
@@ -25,28 +35,62 @@ pub struct Trusted {
 impl Trust {
     /// Begins with `trusted`.
     pub fn new(trusted: Trusted) -> Self {
-        Self { now: watch::Sender::new(Arc::new(trusted)) }
+        Self::counted(trusted, &InUse::default())
+    }
+
+    /// As [`Self::new`], with its live tunnels counted in `in_use`.
+    pub fn counted(trusted: Trusted, in_use: &InUse) -> Self {
+        let state = Arc::new(State { now: watch::Sender::new(Arc::new(trusted)), peers: Peers::default() });
+        in_use.enter(&state);
+        Self { state, in_use: in_use.clone() }
     }
 
     /// The newest.
     pub fn now(&self) -> Arc<Trusted> {
-        self.now.borrow().clone()
+        self.state.now()
     }
 
-    /// Replaces it for every handshake from now on. Those who subscribed hear of it only if it differs.
+    /// Replaces it for every handshake from now on, and ends the tunnels whose peers it does not trust. Those
+    /// who subscribed hear of it only if it differs.
     pub fn set(&self, trusted: Trusted) {
-        self.now.send_if_modified(|held| {
+        let replaced = self.state.now.send_if_modified(|held| {
             let differs = **held != trusted;
             if differs {
                 *held = Arc::new(trusted);
             }
             differs
         });
+        if replaced {
+            self.in_use.review(&self.state);
+        }
     }
 
     /// For whoever must look again at what was verified earlier.
     pub fn subscribe(&self) -> watch::Receiver<Arc<Trusted>> {
-        self.now.subscribe()
+        self.state.now.subscribe()
+    }
+
+    /// Enters a tunnel whose handshake is over, by the chain that the peer showed (leaf first). Verifies it
+    /// once more, in case that trust has changed meanwhile.
+    pub fn hold(&self, chain: &[CertificateDer<'_>]) -> Result<Held, TlsError> {
+        self.state.hold(chain)
+    }
+
+    /// Where its tunnels are counted.
+    pub fn in_use(&self) -> &InUse {
+        &self.in_use
+    }
+}
+
+impl State {
+    pub(super) fn now(&self) -> Arc<Trusted> {
+        self.now.borrow().clone()
+    }
+}
+
+impl std::fmt::Debug for Trust {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Trust").field(&*self.now()).finish()
     }
 }
 

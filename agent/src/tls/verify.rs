@@ -1,6 +1,7 @@
 //! Whether to believe the peer: one function for both ends, and its two faces towards rustls.
 
 use std::cell::RefCell;
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -60,25 +61,59 @@ fn verify(
     }
     let at = UNIX_EPOCH + Duration::from_secs(now.as_secs());
     let valid: Vec<&Root> = roots.iter().filter(|r| r.is_valid_at(at)).collect();
-    check_path(leaf, above, &valid, &trusted.revoked, now, &identity).map_err(|e| match e {
-        Failed::Ours(e) => e,
-        Failed::Webpki(webpki::Error::CertExpired { time, not_after }) => {
-            TlsError::Expired { identity: identity.clone(), not_after, now: time }
-        }
-        Failed::Webpki(webpki::Error::CertNotValidYet { time, not_before }) => {
-            TlsError::NotYetValid { identity: identity.clone(), not_before, now: time }
-        }
-        Failed::Webpki(other) => TlsError::Chain {
-            identity: identity.clone(),
-            why: in_words(&other, valid.len(), roots.len() - valid.len()),
-        },
-    })?;
+    check_path(leaf, above, &valid, &trusted.revoked, now, &identity)
+        .map_err(|failed| failed.of(&identity, valid.len(), roots.len() - valid.len()))?;
     accept.check(identity)
+}
+
+/// The root (its certificate's SHA-256) that a live peer rests on by `trusted`, of several the one that is
+/// valid longest. The chain is judged as of `since`, when it was verified first; see `live.rs` for why.
+pub(super) fn rests_on(
+    chain: &[CertificateDer<'_>],
+    trusted: &Trusted,
+    since: SystemTime,
+) -> Result<[u8; 32], TlsError> {
+    let (leaf, above) = chain.split_first().ok_or(TlsError::NoCertificate)?;
+    let identity = Svid::read(leaf)?.identity;
+    let now = SystemTime::now();
+    let held = trusted.bundles.of(identity.trust_domain());
+    if held.is_empty() {
+        return Err(TlsError::UnknownTrustDomain { identity });
+    }
+    let mut roots: Vec<&Root> = held.iter().filter(|r| r.is_valid_at(since) || r.is_valid_at(now)).collect();
+    roots.sort_by_key(|root| Reverse(root.not_after));
+    let path = |roots: &[&Root]| check_path(leaf, above, roots, &trusted.revoked, unix(since), &identity);
+    if let Some(root) = roots.iter().find(|root| path(&[root]).is_ok()) {
+        return Ok(root.digest);
+    }
+    // By all of them at once, for the reason.
+    let outdated = held.len() - roots.len();
+    match path(&roots) {
+        Err(failed) => Err(failed.of(&identity, roots.len(), outdated)),
+        Ok(()) => Err(TlsError::Chain { identity, why: "no single root vouches for it".into() }),
+    }
 }
 
 enum Failed {
     Ours(TlsError),
     Webpki(webpki::Error),
+}
+
+impl Failed {
+    /// For a person: what `identity` showed did not lead to any of `valid` roots.
+    fn of(self, identity: &SpiffeId, valid: usize, outdated: usize) -> TlsError {
+        let identity = identity.clone();
+        match self {
+            Self::Ours(e) => e,
+            Self::Webpki(webpki::Error::CertExpired { time, not_after }) => {
+                TlsError::Expired { identity, not_after, now: time }
+            }
+            Self::Webpki(webpki::Error::CertNotValidYet { time, not_before }) => {
+                TlsError::NotYetValid { identity, not_before, now: time }
+            }
+            Self::Webpki(other) => TlsError::Chain { identity, why: in_words(&other, valid, outdated) },
+        }
+    }
 }
 
 /// Finds a way from the leaf to one of `roots`. Of several ways one that is in order is enough.

@@ -36,7 +36,7 @@ pub enum TunnelError {
     NoAnswer(std::time::Duration),
     #[error("the peer refused the stream on {0} connections in a row; it is overloaded or stopping")]
     RefusedRepeatedly(usize),
-    #[error("the pool of this pod is closed ({})", .0.as_str())]
+    #[error("this agent ended the tunnel ({})", .0.as_str())]
     Closed(Cause),
     /// A defect of the caller's, refused because it would lend one pod's tunnels to another.
     #[error("a request of pod {asked} came to the pool of pod {own}; report this")]
@@ -96,4 +96,14 @@ pub enum StreamError {
     /// The tunnel ended under the stream, by us (then with our cause) or by the peer or the network.
     #[error("the tunnel ended: {detail}")]
     Lost { cause: Cause, detail: String },
+}
+
+impl StreamError {
+    /// For a request that has no answer yet: we ended the tunnel, or the client went away.
+    pub fn cause(&self) -> Cause {
+        match self {
+            Self::Reset(_) | Self::Lost { cause: Cause::TunnelFailed, .. } => Cause::ClientReset,
+            Self::Lost { cause, .. } => *cause,
+        }
+    }
 }

@@ -32,6 +32,7 @@ pub use server::{Accept, Drain, Ended, Inbound, Respond, serve};
 pub use settings::{ClientSettings, FlowSettings, KeepaliveSettings, ServerSettings};
 pub use stream::{Over, TunnelStream};
 
+use crate::tls::Held;
 use session::{Lease, Session};
 use stream::Chunk;
 
@@ -39,6 +40,19 @@ use stream::Chunk;
 pub trait Transport: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static {}
 
 impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static> Transport for T {}
+
+/// What a connector made.
+pub struct Dialled<T> {
+    pub transport: T,
+    /// The tunnel ends when this is lost.
+    pub peer: Option<Held>,
+}
+
+impl<T: Transport> From<T> for Dialled<T> {
+    fn from(transport: T) -> Self {
+        Self { transport, peer: None }
+    }
+}
 
 #[cfg(test)]
 pub(crate) mod testing;

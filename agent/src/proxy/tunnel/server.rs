@@ -127,6 +127,10 @@ impl Respond {
     /// Ready when the peer no longer waits for the answer: it reset the stream, or the tunnel ended.
     pub fn poll_cancelled(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {
         Poll::Ready(match ready!(self.send.poll_reset(cx)) {
+            // `h2` gives the reason of a GOAWAY here as well, also of our own.
+            _ if self.lease.cause().is_some() => {
+                StreamError::Lost { cause: self.lease.cause_of_loss(), detail: "by this agent".to_owned() }
+            }
             Ok(reason) => StreamError::Reset(reason),
             Err(e) => stream_error(&e, &self.lease),
         })

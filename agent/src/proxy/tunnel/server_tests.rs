@@ -338,8 +338,11 @@ async fn the_deadline_cuts_streams_with_their_cause() {
     let (response, _send) = sender.clone().send_request(connect_to("10.0.0.9:80"), false).unwrap();
     let mut stream = server.requests.recv().await.unwrap().respond.accept(None).unwrap();
     let mut recv = response.await.unwrap().into_body();
+    let (_response, _send) = sender.clone().send_request(connect_to("10.0.0.9:80"), false).unwrap();
+    let mut unanswered = server.requests.recv().await.unwrap().respond;
     server.drain.begin.cancel();
     server.drain.cut.end(Cause::PodGone);
+    assert_eq!(unanswered.cancelled().await.cause(), Cause::PodGone);
     let lost = next(&mut stream).await.unwrap_err();
     assert!(matches!(lost, StreamError::Lost { cause: Cause::PodGone, .. }), "{lost}");
     let lost = poll_fn(|cx| stream.poll_reset(cx)).await.unwrap_err();

@@ -40,7 +40,7 @@ pub(crate) fn pool(settings: ClientSettings) -> Pool {
     Pool::new(pod("a"), settings)
 }
 
-pub(crate) type Dialled = Pin<Box<dyn Future<Output = Result<DuplexStream, DialError>> + Send>>;
+pub(crate) type Dialling = Pin<Box<dyn Future<Output = Result<Dialled<DuplexStream>, DialError>> + Send>>;
 
 /// Counts dials; each gets the near end of a pipe whose far end `peer` runs in a task of its own.
 pub(crate) struct Peers<P> {
@@ -58,13 +58,13 @@ where
     }
 
     /// A connector. Peers are numbered from 1.
-    pub(crate) fn dial(&self) -> Dialled {
+    pub(crate) fn dial(&self) -> Dialling {
         let n = self.dials.fetch_add(1, Ordering::SeqCst) + 1;
         let peer = Arc::clone(&self.peer);
         Box::pin(async move {
             let (near, far) = duplex(64 * 1024);
             tokio::spawn(peer(far, n));
-            Ok(near)
+            Ok(near.into())
         })
     }
 

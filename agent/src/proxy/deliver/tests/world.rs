@@ -165,12 +165,12 @@ pub(super) async fn accept_tls(tcp: TcpStream) -> server::TlsStream<TcpStream> {
 
 pub(super) async fn connect_tls(
     addr: std::net::SocketAddr,
-) -> Result<client::TlsStream<TcpStream>, DialError> {
+) -> Result<Dialled<client::TlsStream<TcpStream>>, DialError> {
     let failed = |e: io::Error| DialError::new(Cause::PeerUnreachable, e);
     let tcp = TcpStream::connect(addr).await.map_err(failed)?;
     tcp.set_nodelay(true).unwrap();
     let name = addr.ip().into();
-    TlsConnector::from(Arc::clone(&tls().0)).connect(name, tcp).await.map_err(failed)
+    TlsConnector::from(Arc::clone(&tls().0)).connect(name, tcp).await.map(Dialled::from).map_err(failed)
 }
 
 fn tls() -> &'static (Arc<ClientConfig>, Arc<ServerConfig>) {

@@ -10,14 +10,16 @@ use h2::client::{Connection, SendRequest};
 use tokio::time::timeout;
 
 use super::super::keepalive::{Beat, Keepalive};
-use super::super::{Chunk, ClientSettings, DialError, Transport, TunnelError};
+use super::super::{Chunk, ClientSettings, DialError, Dialled, Transport, TunnelError};
 use super::Inner;
 use super::open::UNSETTLED;
 use super::table::{Phase, Tunnel};
+use crate::model::Cause;
+use crate::tls::Held;
 
 pub(super) async fn run<F, T>(end: End, settings: ClientSettings, connect: F)
 where
-    F: Future<Output = Result<T, DialError>> + Send + 'static,
+    F: Future<Output = Result<Dialled<T>, DialError>> + Send + 'static,
     T: Transport,
 {
     let tunnel = &end.tunnel;
@@ -27,9 +29,9 @@ where
         () = tunnel.closed() => return,
     };
     match outcome {
-        Ok(Ok((sender, connection))) => {
+        Ok(Ok((sender, connection, peer))) => {
             tunnel.phase.send_replace(Phase::Ready { sender, settled: false });
-            drive(&end, connection, &settings).await;
+            drive(&end, connection, peer, &settings).await;
         }
         Ok(Err(e)) => end.failed(e),
         Err(_) => end.failed(TunnelError::ConnectTimeout(settings.connect_timeout)),
@@ -39,28 +41,38 @@ where
 async fn handshake<F, T>(
     connect: F,
     settings: &ClientSettings,
-) -> Result<(SendRequest<Chunk>, Connection<T, Chunk>), TunnelError>
+) -> Result<(SendRequest<Chunk>, Connection<T, Chunk>, Option<Held>), TunnelError>
 where
-    F: Future<Output = Result<T, DialError>> + Send + 'static,
+    F: Future<Output = Result<Dialled<T>, DialError>> + Send + 'static,
     T: Transport,
 {
-    let transport = connect.await?;
+    let Dialled { transport, peer } = connect.await?;
     let mut builder = settings.builder();
     builder.initial_max_send_streams(UNSETTLED);
-    builder.handshake(transport).await.map_err(|e| TunnelError::Handshake(Arc::new(e)))
+    let made = builder.handshake(transport).await.map_err(|e| TunnelError::Handshake(Arc::new(e)));
+    made.map(|(sender, connection)| (sender, connection, peer))
 }
 
 /// Until the connection ends, by whomever.
-async fn drive<T: Transport>(end: &End, mut connection: Connection<T, Chunk>, settings: &ClientSettings) {
+async fn drive<T: Transport>(
+    end: &End,
+    mut connection: Connection<T, Chunk>,
+    peer: Option<Held>,
+    settings: &ClientSettings,
+) {
     let tunnel = &end.tunnel;
     let Some(ping) = connection.ping_pong() else { return };
     let mut keepalive = Keepalive::new(ping, &settings.keepalive);
     let mut wished = pin!(tunnel.wished.notified());
+    let mut lost = pin!(lost(peer.as_ref()));
     let mut retiring = false;
     let mut limit = UNSETTLED;
     poll_fn(|cx| {
         while wished.as_mut().poll(cx).is_ready() {
             wished.set(tunnel.wished.notified());
+        }
+        if lost.as_mut().poll(cx).is_ready() {
+            tunnel.close(Cause::TrustRevoked);
         }
         if tunnel.is_closed() {
             return Poll::Ready(());
@@ -84,6 +96,14 @@ async fn drive<T: Transport>(end: &End, mut connection: Connection<T, Chunk>, se
         poll_beats(end, &mut keepalive, settings.idle_timeout, cx)
     })
     .await;
+}
+
+/// Ready when the peer is trusted no more.
+async fn lost(peer: Option<&Held>) {
+    match peer {
+        Some(peer) => drop(peer.lost().await),
+        None => std::future::pending().await,
+    }
 }
 
 /// Ready when the peer is gone.

@@ -19,7 +19,7 @@ use tokio::time::timeout;
 pub use key::Key;
 use table::{Found, Place, Table};
 
-use super::{ClientSettings, Connect, DialError, Transport, TunnelError, TunnelStream};
+use super::{ClientSettings, Connect, DialError, Dialled, Transport, TunnelError, TunnelStream};
 use crate::model::{Cause, PodUid};
 
 /// All tunnels that carry one source pod's connections. Dropped, it takes no new streams; those that
@@ -34,7 +34,7 @@ impl Pool {
     }
 
     /// Opens a stream to the peer that `key` names, in a tunnel that stands or in a new one that
-    /// `connector` dials (TCP, TLS, ALPN `h2` and the check of the peer's identity are its business).
+    /// `connector` dials (TCP, TLS, ALPN `h2` and the check of the peer's identity are its business, and so is what the peer's trust hangs on).
     ///
     /// While a handshake is under way further callers of the same key share it, as many as its streams
     /// will carry. When the peer says that it did not process the request (REFUSED_STREAM, or GOAWAY
@@ -50,7 +50,7 @@ impl Pool {
     ) -> Result<TunnelStream, TunnelError>
     where
         C: Fn() -> F,
-        F: Future<Output = Result<T, DialError>> + Send + 'static,
+        F: Future<Output = Result<Dialled<T>, DialError>> + Send + 'static,
         T: Transport,
     {
         if key.source != self.inner.source {
@@ -71,7 +71,7 @@ impl Pool {
     ) -> Result<TunnelStream, TunnelError>
     where
         C: Fn() -> F,
-        F: Future<Output = Result<T, DialError>> + Send + 'static,
+        F: Future<Output = Result<Dialled<T>, DialError>> + Send + 'static,
         T: Transport,
     {
         let mut refused_by = Vec::new();
@@ -112,7 +112,7 @@ impl Pool {
     fn place<C, F, T>(&self, key: &Key, except: &[u64], connector: &C) -> Result<Place, TunnelError>
     where
         C: Fn() -> F,
-        F: Future<Output = Result<T, DialError>> + Send + 'static,
+        F: Future<Output = Result<Dialled<T>, DialError>> + Send + 'static,
         T: Transport,
     {
         let mut table = self.inner.table();

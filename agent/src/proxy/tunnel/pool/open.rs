@@ -13,6 +13,7 @@ use tokio::time::timeout;
 
 use super::super::{Chunk, Lease, TunnelError, TunnelStream};
 use super::table::{Phase, Place, Tunnel};
+use crate::model::Cause;
 
 /// Requests that go out before the peer has said how many streams it takes. More would queue inside `h2`
 /// if it takes fewer, behind streams that may live for days, and could not be taken back: `h2` sends a
@@ -92,8 +93,9 @@ impl Tunnel {
     fn gone(&self) -> Failed {
         self.retire();
         match self.session.cause() {
+            // Whoever is there may have another certificate by now; if not, its handshake says what is wrong.
+            None | Some(Cause::TrustRevoked) => Failed::NotProcessed(self.id),
             Some(cause) => Failed::Final(TunnelError::Closed(cause)),
-            None => Failed::NotProcessed(self.id),
         }
     }
 }

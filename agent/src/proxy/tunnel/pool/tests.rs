@@ -15,6 +15,8 @@ use super::super::testing::*;
 use super::super::wire::read_frame;
 use super::super::*;
 use crate::model::Cause;
+use crate::tls::Trust;
+use crate::tls::testing::{Authority, bundles};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -29,7 +31,7 @@ async fn echo_peer(far: DuplexStream, _: usize) {
 async fn open<C, F, T>(pool: &Pool, n: u8, connector: C) -> Result<TunnelStream, TunnelError>
 where
     C: Fn() -> F,
-    F: Future<Output = Result<T, DialError>> + Send + 'static,
+    F: Future<Output = Result<Dialled<T>, DialError>> + Send + 'static,
     T: Transport,
 {
     pool.open(&key(n), &request(), connector).await
@@ -127,7 +129,7 @@ async fn callers_share_a_handshake_as_far_as_its_streams_go() {
 #[tokio::test(start_paused = true)]
 async fn a_slow_handshake_delays_nobody_else() {
     let (pool, peers) = (pool(limited(1)), Peers::new(echo_peer));
-    let never = || std::future::pending::<Result<DuplexStream, DialError>>();
+    let never = || std::future::pending::<Result<Dialled<DuplexStream>, DialError>>();
     let held = open(&pool, 1, || peers.dial()).await.unwrap();
     let started = Instant::now();
     // The standing tunnel of key 1 is full, so this one dials, and hangs until its time is up.
@@ -152,7 +154,7 @@ async fn a_failed_handshake_fails_its_waiters_with_the_cause_and_is_tried_again(
     let (pool, peers) = (pool(ClientSettings::default()), Peers::new(echo_peer));
     let failing = || async {
         sleep(Duration::from_secs(1)).await;
-        Err::<DuplexStream, _>(DialError::new(Cause::WrongIdentity, "the peer is somebody else"))
+        Err::<Dialled<DuplexStream>, _>(DialError::new(Cause::WrongIdentity, "the peer is somebody else"))
     };
     let calls = (0..10).map(|_| open(&pool, 1, failing));
     for error in join_all(calls).await.into_iter().map(|r| r.err().unwrap()) {
@@ -166,7 +168,7 @@ async fn a_failed_handshake_fails_its_waiters_with_the_cause_and_is_tried_again(
 #[tokio::test(start_paused = true)]
 async fn a_connector_that_panics_leaves_nobody_waiting() {
     let (pool, peers) = (pool(ClientSettings::default()), Peers::new(echo_peer));
-    let broken = || async { panic!("as a test") as Result<DuplexStream, DialError> };
+    let broken = || async { panic!("as a test") as Result<Dialled<DuplexStream>, DialError> };
     let error = open(&pool, 1, broken).await.err().unwrap();
     assert!(matches!(error, TunnelError::HandshakeVanished), "{error}");
     open(&pool, 1, || peers.dial()).await.unwrap();
@@ -471,11 +473,71 @@ async fn a_new_tunnel_that_dies_with_the_request_is_not_replaced() {
     assert_eq!((error.cause(), peers.dials()), (Cause::TunnelFailed, 1), "{error}");
 }
 
+/// Tunnels to peers of two authorities; one of them goes, and the peers behind it with all that they carry.
+#[tokio::test]
+async fn a_tunnel_whose_peer_is_trusted_no_more_ends_with_its_streams() {
+    let (old, new) = (Authority::root(), Authority::root());
+    let both = bundles(&[("mesh.test", &old), ("mesh.test", &new)]);
+    let trust = Trust::from(both);
+    let shown = |by: &Authority| by.leaf("spiffe://mesh.test/ns/shop/sa/till", |_| {}).chain;
+    let (by_old, by_new) = (shown(&old), shown(&new));
+    let (pool, peers) = (pool(ClientSettings::default()), Peers::new(echo_peer));
+    let dial = |chain: &[rustls_pki_types::CertificateDer<'static>]| {
+        let (dialling, peer) = (peers.dial(), trust.hold(chain));
+        async move {
+            let peer = peer.map_err(|e| DialError::new(e.cause(), e))?;
+            Ok(Dialled { peer: Some(peer), ..dialling.await? })
+        }
+    };
+    let mut lost =
+        [open(&pool, 1, || dial(&by_old)).await.unwrap(), open(&pool, 1, || dial(&by_old)).await.unwrap()];
+    let mut kept = open(&pool, 2, || dial(&by_new)).await.unwrap();
+    drop(open(&pool, 3, || dial(&by_old)).await.unwrap());
+    assert_eq!((peers.dials(), trust.in_use().by_root().into_values().sum::<usize>()), (3, 3));
+
+    trust.set(bundles(&[("mesh.test", &new)]).into());
+    for stream in &mut lost {
+        let end = next(stream).await.unwrap_err();
+        assert!(matches!(end, StreamError::Lost { cause: Cause::TrustRevoked, .. }), "{end}");
+    }
+    eventually("the idle one ended too", || pool.views().len() == 1).await;
+    assert_eq!(ping(&mut kept, "still here").await, "still here");
+    let error = open(&pool, 1, || dial(&by_old)).await.err().unwrap();
+    assert_eq!(error.cause(), Cause::TlsFailed, "its root is unknown: {error}");
+    // The peer got a certificate of the new root.
+    open(&pool, 1, || dial(&by_new)).await.unwrap();
+    assert_eq!(trust.in_use().by_root().into_values().collect::<Vec<_>>(), [2]);
+}
+
+/// Nothing was asked of the peer yet, and it may have another certificate by now.
+#[tokio::test]
+async fn a_request_that_finds_its_tunnel_lost_is_tried_elsewhere() {
+    let (old, new) = (Authority::root(), Authority::root());
+    let trust = Trust::from(bundles(&[("mesh.test", &old), ("mesh.test", &new)]));
+    let shown = |by: &Authority| by.leaf("spiffe://mesh.test/ns/shop/sa/till", |_| {}).chain;
+    let chains = Mutex::new(vec![shown(&new), shown(&old)]);
+    let (pool, peers) = (pool(ClientSettings::default()), Peers::new(echo_peer));
+    let dial = || {
+        let chain = chains.lock().unwrap().pop().unwrap();
+        let (dialling, trust, left) = (peers.dial(), trust.clone(), bundles(&[("mesh.test", &new)]));
+        async move {
+            let peer = trust.hold(&chain).unwrap();
+            trust.set(left.into());
+            if trust.hold(&chain).is_err() {
+                peer.lost().await;
+            }
+            Ok(Dialled { peer: Some(peer), ..dialling.await? })
+        }
+    };
+    let mut stream = open(&pool, 1, dial).await.unwrap();
+    assert_eq!((&*ping(&mut stream, "x").await, peers.dials()), ("x", 2));
+}
+
 #[tokio::test(start_paused = true)]
 async fn close_all_ends_everything_with_the_cause() {
     let (pool, peers) = (pool(ClientSettings::default()), Peers::new(echo_peer));
     let mut stream = open(&pool, 1, || peers.dial()).await.unwrap();
-    let never = || std::future::pending::<Result<DuplexStream, DialError>>();
+    let never = || std::future::pending::<Result<Dialled<DuplexStream>, DialError>>();
     let waiting = open(&pool, 2, never);
     let (error, ()) = tokio::join!(waiting, async { pool.close_all(Cause::PodGone) });
     assert_eq!(error.err().unwrap().cause(), Cause::PodGone);
@@ -573,7 +635,7 @@ async fn the_clients_settings_on_the_wire() {
     let near = Mutex::new(Some(near));
     let dial = || {
         let near = near.lock().unwrap().take().unwrap();
-        async move { Ok(near) }
+        async move { Ok(near.into()) }
     };
     let mut preface = [0; 24];
     let opening = open(&pool, 1, dial);
