@@ -30,7 +30,7 @@ use crate::sys::netns;
 use crate::sys::socket::Keepalive;
 use crate::telemetry::process::LogControl;
 use crate::telemetry::{FlowLeftAlone, Telemetry};
-use crate::tls::TrustBundles;
+use crate::tls::{self, TrustBundles};
 
 /// Runs the agent until it is told to stop. `log` is the process's log, already set up.
 ///
@@ -38,6 +38,7 @@ use crate::tls::TrustBundles;
 /// What could not be built, with the failing call and the next step. An agent that has begun to serve
 /// ends without an error.
 pub fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
+    tls::set_profile(config.tls.profile)?;
     netns::remember_home()?;
     let descriptors = raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -55,6 +56,7 @@ async fn serve(config: Config, log: LogControl, descriptors: usize) -> anyhow::R
     let shutdown = Shutdown::new(config.proxy.drain_deadline);
     tokio::spawn(Signals::take()?.stop(shutdown.clone()));
     let readiness = Readiness::new();
+    tracing::info!(profile = %tls::profile(), "TLS");
     let telemetry = Telemetry::new(&config.telemetry)?;
     let store = Store::new();
 

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 pub use example::example;
 pub use sections::{
     Capture, CapturePreference, Certificates, Controller, Discovery, Embedded, IssuerKind, Istio, Keepalive,
-    Node, Proxy, Tunnel,
+    Node, Proxy, Tls, Tunnel,
 };
 
 use crate::admin::AdminConfig;
@@ -35,6 +35,8 @@ pub struct Config {
     pub discovery: Discovery,
     /// Who issues the certificates of this node's pods.
     pub certificates: Certificates,
+    /// The cryptography of tunnels, of calls to issuers, and of the controller.
+    pub tls: Tls,
     /// The HTTP/2 tunnels between agents (HBONE).
     pub tunnel: Tunnel,
     /// The data path.

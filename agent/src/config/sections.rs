@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{TrustDomain, units};
+use crate::tls::Profile;
 
 /// The machine that this agent serves.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -246,6 +247,17 @@ impl Default for Istio {
             lifetime: Duration::from_secs(24 * 3600),
         }
     }
+}
+
+/// The cryptography of tunnels, of calls to issuers, and of the controller.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Tls {
+    /// default: what an Istio ambient mesh speaks, preferring the key exchange that withstands quantum
+    /// computers; pq-only: nobody who cannot do that exchange, X25519MLKEM768; fips: only algorithms
+    /// that FIPS 140-3 approves of, though not from its validated module. Peers whose profiles do not
+    /// meet do not connect; all of these meet at X25519MLKEM768.
+    pub profile: Profile,
 }
 
 /// The HTTP/2 tunnels between agents (HBONE).

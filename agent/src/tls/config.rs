@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use rustls::client::Resumption;
+use rustls::crypto::CryptoProvider;
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::SingleCertAndKey;
 use rustls::version::TLS13;
@@ -44,8 +45,17 @@ pub fn server_config_accepting(
     trust: impl Into<Trust>,
     accepted: BTreeSet<TrustDomain>,
 ) -> Result<Arc<ServerConfig>, TlsError> {
-    let verifier = Verifier::new(trust.into(), Accept::TrustDomains(accepted));
-    let mut config = ServerConfig::builder_with_provider(provider())
+    server_config_by(provider(), certificate, trust.into(), accepted)
+}
+
+pub(super) fn server_config_by(
+    provider: Arc<CryptoProvider>,
+    certificate: &Certificate,
+    trust: Trust,
+    accepted: BTreeSet<TrustDomain>,
+) -> Result<Arc<ServerConfig>, TlsError> {
+    let verifier = Verifier::new(trust, Accept::TrustDomains(accepted), &provider);
+    let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])
         .map_err(|e| TlsError::Configuration(e.to_string()))?
         .with_client_cert_verifier(Arc::new(verifier))
@@ -67,9 +77,16 @@ pub struct ClientTemplate {
 
 impl ClientTemplate {
     pub fn new(certificate: &Certificate, trust: impl Into<Trust>) -> Result<Self, TlsError> {
-        let trust = trust.into();
-        let nobody = Verifier::new(trust.clone(), Accept::Identities(Vec::new()));
-        let mut config = ClientConfig::builder_with_provider(provider())
+        Self::by(provider(), certificate, trust.into())
+    }
+
+    pub(super) fn by(
+        provider: Arc<CryptoProvider>,
+        certificate: &Certificate,
+        trust: Trust,
+    ) -> Result<Self, TlsError> {
+        let nobody = Verifier::new(trust.clone(), Accept::Identities(Vec::new()), &provider);
+        let mut config = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&TLS13])
             .map_err(|e| TlsError::Configuration(e.to_string()))?
             .dangerous()
@@ -86,7 +103,8 @@ impl ClientTemplate {
         if expected.is_empty() {
             return Err(TlsError::NothingExpected);
         }
-        let verifier = Verifier::new(self.trust.clone(), Accept::Identities(expected.to_vec()));
+        let expected = Accept::Identities(expected.to_vec());
+        let verifier = Verifier::new(self.trust.clone(), expected, self.config.crypto_provider());
         let mut config = self.config.clone();
         config.dangerous().set_certificate_verifier(Arc::new(verifier));
         Ok(Arc::new(config))

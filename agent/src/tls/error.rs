@@ -4,11 +4,14 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
+use rustls::crypto::CryptoProvider;
 use rustls::{CertificateError, OtherError};
 use rustls_pki_types::UnixTime;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use super::provider::offered;
+use super::{Profile, profile, provider};
 use crate::model::spiffe::SpiffeError;
 use crate::model::{Cause, SpiffeId, TrustDomain};
 
@@ -75,6 +78,10 @@ pub enum TlsError {
         "the private key does not fit the certificate of {identity}, or cannot be loaded ({why}): ask the issuer again"
     )]
     Key { identity: SpiffeId, why: String },
+    #[error(
+        "TLS profile {asked} was asked for when {in_force} was in force already: this is a defect of the program, report it"
+    )]
+    Profile { asked: Profile, in_force: Profile },
     #[error("rustls refused the configuration ({0}): this is a defect of the agent, report it")]
     Configuration(String),
     #[error("the peer negotiated ALPN {found}, HBONE is \"h2\": it is no HBONE peer")]
@@ -119,7 +126,31 @@ pub fn cause_of_tls(error: &rustls::Error) -> Cause {
 
 /// The sentence for the log. rustls prints an error of ours that it carries in Rust's debug format.
 pub fn reason_of(error: &io::Error) -> String {
-    ours(error).map_or_else(|| error.to_string(), TlsError::to_string)
+    if let Some(ours) = ours(error) {
+        return ours.to_string();
+    }
+    let in_tls = error.get_ref().and_then(|inner| inner.downcast_ref());
+    in_tls.and_then(|e| nothing_in_common(e, profile(), &provider())).unwrap_or_else(|| error.to_string())
+}
+
+/// The profiles of the two ends do not meet, in words. The end that dials hears only an alert.
+pub(super) fn nothing_in_common(
+    error: &rustls::Error,
+    profile: Profile,
+    provider: &CryptoProvider,
+) -> Option<String> {
+    use rustls::{AlertDescription as Alert, PeerIncompatible as Peer};
+    let what = match error {
+        rustls::Error::PeerIncompatible(Peer::NoKxGroupsInCommon) => "the peer offers no key exchange of",
+        rustls::Error::PeerIncompatible(Peer::NoCipherSuitesInCommon) => "the peer offers no cipher suite of",
+        rustls::Error::PeerIncompatible(Peer::NoSignatureSchemesInCommon) => {
+            "the peer takes no signature of ours, by"
+        }
+        rustls::Error::AlertReceived(Alert::HandshakeFailure) => "the peer takes nothing of",
+        _ => return None,
+    };
+    let offered = offered(provider);
+    Some(format!("{what} TLS profile {profile} ({offered}): set profiles that meet at both ends ({error})"))
 }
 
 fn ours(error: &io::Error) -> Option<&TlsError> {

@@ -26,7 +26,7 @@ pub use config::{
 pub use crl::{CrlView, Crls, MAX_CRL_BYTES};
 pub use error::{TlsError, cause_of, cause_of_tls, reason_of};
 pub use live::{Held, InUse};
-pub use provider::{provider, sha256};
+pub use provider::{Profile, profile, provider, set_profile, sha256};
 pub use svid::peer_identity;
 pub use trust::{Trust, Trusted};
 pub use verify::{Accept, verify_chain};

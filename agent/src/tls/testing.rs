@@ -9,6 +9,7 @@ use rcgen::{
     RevokedCertParams, SanType, SerialNumber, SigningKey,
 };
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{
@@ -118,6 +119,20 @@ impl Authority {
         self.issuer.key().sign(content).unwrap()
     }
 
+    /// A root of any kind of key.
+    pub(crate) fn root_by(key: KeyPair) -> Self {
+        let params = ca("test root");
+        let certificate = params.self_signed(&key).unwrap();
+        Self { pem: certificate.pem(), certificate: certificate.into(), issuer: Issuer::new(params, key) }
+    }
+
+    /// A sound leaf of any kind of key.
+    pub(crate) fn leaf_by(&self, identity: &str, key: &KeyPair) -> Shown {
+        let certificate = leaf_params(identity).signed_by(key, &self.issuer).unwrap();
+        let key = PrivatePkcs8KeyDer::from(key.serialize_der());
+        Shown { chain: vec![certificate.into()], key: key.into() }
+    }
+
     /// As PEM, for a key that somebody else holds.
     pub(crate) fn sign(&self, params: &CertificateParams, key: &impl PublicKeyData) -> String {
         params.signed_by(key, &self.issuer).unwrap().pem()
@@ -190,7 +205,11 @@ pub(crate) fn bundles(roots: &[(&str, &Authority)]) -> TrustBundles {
 
 /// A client that shows anything and believes anybody.
 pub(crate) fn gullible_client(shown: &Shown) -> Arc<ClientConfig> {
-    let mut config = ClientConfig::builder_with_provider(provider())
+    gullible_client_by(provider(), shown)
+}
+
+pub(crate) fn gullible_client_by(provider: Arc<CryptoProvider>, shown: &Shown) -> Arc<ClientConfig> {
+    let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
         .dangerous()
@@ -202,7 +221,11 @@ pub(crate) fn gullible_client(shown: &Shown) -> Arc<ClientConfig> {
 
 /// A server that shows anything and believes anybody.
 pub(crate) fn gullible_server(shown: &Shown) -> Arc<ServerConfig> {
-    let mut config = ServerConfig::builder_with_provider(provider())
+    gullible_server_by(provider(), shown)
+}
+
+pub(crate) fn gullible_server_by(provider: Arc<CryptoProvider>, shown: &Shown) -> Arc<ServerConfig> {
+    let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
         .with_client_cert_verifier(Arc::new(Gullible))

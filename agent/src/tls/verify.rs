@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature};
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls13_signature};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, Error, PeerIncompatible, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, TrustAnchor, UnixTime};
@@ -44,7 +44,8 @@ pub fn verify_chain(
     now: SystemTime,
 ) -> Result<SpiffeId, TlsError> {
     let (leaf, above) = chain.split_first().ok_or(TlsError::NoCertificate)?;
-    verify(leaf, above, trusted, accept, unix(now))
+    let algorithms = provider().signature_verification_algorithms;
+    verify(leaf, above, trusted, accept, &algorithms, unix(now))
 }
 
 fn verify(
@@ -52,6 +53,7 @@ fn verify(
     above: &[CertificateDer<'_>],
     trusted: &Trusted,
     accept: &Accept,
+    algorithms: &WebPkiSupportedAlgorithms,
     now: UnixTime,
 ) -> Result<SpiffeId, TlsError> {
     let identity = Svid::read(leaf)?.identity;
@@ -61,7 +63,7 @@ fn verify(
     }
     let at = UNIX_EPOCH + Duration::from_secs(now.as_secs());
     let valid: Vec<&Root> = roots.iter().filter(|r| r.is_valid_at(at)).collect();
-    check_path(leaf, above, &valid, &trusted.revoked, now, &identity)
+    check_path(leaf, above, &valid, &trusted.revoked, algorithms, now, &identity)
         .map_err(|failed| failed.of(&identity, valid.len(), roots.len() - valid.len()))?;
     accept.check(identity)
 }
@@ -82,7 +84,10 @@ pub(super) fn rests_on(
     }
     let mut roots: Vec<&Root> = held.iter().filter(|r| r.is_valid_at(since) || r.is_valid_at(now)).collect();
     roots.sort_by_key(|root| Reverse(root.not_after));
-    let path = |roots: &[&Root]| check_path(leaf, above, roots, &trusted.revoked, unix(since), &identity);
+    let algorithms = provider().signature_verification_algorithms;
+    let path = |roots: &[&Root]| {
+        check_path(leaf, above, roots, &trusted.revoked, &algorithms, unix(since), &identity)
+    };
     if let Some(root) = roots.iter().find(|root| path(&[root]).is_ok()) {
         return Ok(root.digest);
     }
@@ -122,6 +127,7 @@ fn check_path(
     above: &[CertificateDer<'_>],
     roots: &[&Root],
     revoked: &Crls,
+    algorithms: &WebPkiSupportedAlgorithms,
     now: UnixTime,
     identity: &SpiffeId,
 ) -> Result<(), Failed> {
@@ -137,15 +143,7 @@ fn check_path(
             webpki::Error::CertRevoked
         })
     };
-    let found = leaf.verify_for_usage(
-        provider().signature_verification_algorithms.all,
-        &anchors,
-        above,
-        now,
-        BothWays,
-        None,
-        Some(&path),
-    );
+    let found = leaf.verify_for_usage(algorithms.all, &anchors, above, now, BothWays, None, Some(&path));
     match found.map(drop) {
         Ok(()) => Ok(()),
         Err(webpki::Error::CertRevoked) => {
@@ -300,8 +298,8 @@ pub(super) struct Verifier {
 }
 
 impl Verifier {
-    pub(super) fn new(trust: Trust, accept: Accept) -> Self {
-        Self { trust, accept, algorithms: provider().signature_verification_algorithms }
+    pub(super) fn new(trust: Trust, accept: Accept, provider: &CryptoProvider) -> Self {
+        Self { trust, accept, algorithms: provider.signature_verification_algorithms }
     }
 }
 
@@ -314,7 +312,7 @@ impl ServerCertVerifier for Verifier {
         _ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        verify(leaf, above, &self.trust.now(), &self.accept, now)?;
+        verify(leaf, above, &self.trust.now(), &self.accept, &self.algorithms, now)?;
         Ok(ServerCertVerified::assertion())
     }
 
@@ -357,7 +355,7 @@ impl ClientCertVerifier for Verifier {
         above: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        verify(leaf, above, &self.trust.now(), &self.accept, now)?;
+        verify(leaf, above, &self.trust.now(), &self.accept, &self.algorithms, now)?;
         Ok(ClientCertVerified::assertion())
     }
 

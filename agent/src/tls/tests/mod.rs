@@ -4,4 +4,5 @@ mod crls;
 mod handshakes;
 mod hello;
 mod hostile;
+mod profiles;
 mod rules;
