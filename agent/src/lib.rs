@@ -18,4 +18,5 @@ pub mod proxy;
 pub mod admin;
 pub mod config;
 pub mod app;
+pub mod controller;
 pub mod cli;

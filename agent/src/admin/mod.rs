@@ -3,6 +3,7 @@
 //! State goes out as JSON over a Unix socket that only root may open; readiness and metrics go out over
 //! TCP, where anybody on the network may ask, so nothing else is there.
 
+mod controller;
 mod routes;
 mod server;
 mod sources;
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+pub use controller::ControllerSources;
 pub use sources::Sources;
 use unix::UnixSocket;
 pub use unix::remove_stale as remove_stale_socket;
@@ -101,12 +103,22 @@ impl Admin {
     /// most while the agent drains.
     pub async fn serve(self, sources: Arc<Sources>, stop: CancellationToken) {
         let (health, metrics) = (routes::health(&sources), routes::metrics(&sources));
+        self.serve_routers(routes::state(&sources), health, metrics, stop).await;
+    }
+
+    async fn serve_routers(
+        self,
+        state: axum::Router,
+        health: axum::Router,
+        metrics: axum::Router,
+        stop: CancellationToken,
+    ) {
         let (on_health, on_metrics) = match (self.health, self.metrics) {
             (Some(both), None) => (Some((both, health.merge(metrics))), None),
             (apart, other) => (apart.map(|l| (l, health)), other.map(|l| (l, metrics))),
         };
         tokio::join!(
-            server::serve(self.socket, routes::state(&sources), stop.clone()),
+            server::serve(self.socket, state, stop.clone()),
             serve_tcp(on_health, stop.clone()),
             serve_tcp(on_metrics, stop),
         );

@@ -100,7 +100,7 @@ async fn off_the_runtime<T: Send + 'static>(work: impl FnOnce() -> T + Send + 's
     tokio::task::spawn_blocking(work).await.ok()
 }
 
-fn failed(why: &str) -> Response {
+pub(super) fn failed(why: &str) -> Response {
     (StatusCode::INTERNAL_SERVER_ERROR, error_body(why)).into_response()
 }
 

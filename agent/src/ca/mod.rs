@@ -4,9 +4,12 @@
 //! half the caller holds. [`Authority::issue`] makes a certificate for it, of which the authority alone
 //! writes every field. The files are those of Istio's `cacerts` secret (`signing.rs`).
 
+pub mod agents;
+pub mod attest;
 mod authority;
 mod csr;
 pub mod rotation;
+pub mod serve;
 mod signing;
 
 pub use authority::{Authority, AuthorityConfig, IssueError, IssuedChain, ServerPapers};

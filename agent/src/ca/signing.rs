@@ -295,6 +295,11 @@ pub(super) fn pem(der: &CertificateDer<'_>) -> String {
     out + "-----END CERTIFICATE-----\n"
 }
 
+/// What [`hex`] wrote.
+pub(super) fn unhex(text: &str) -> Vec<u8> {
+    (0..text.len() / 2).filter_map(|i| u8::from_str_radix(text.get(2 * i..2 * i + 2)?, 16).ok()).collect()
+}
+
 pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }

@@ -31,6 +31,7 @@ pub use keeping::FileError;
 pub use manager::{Config, Lease, Manager};
 pub use renewal::{backoff, renewal_due, retry_at};
 pub use root_files::RootError;
+pub(crate) use view::rfc3339;
 pub use view::{CertState, CertView};
 
 #[cfg(test)]

@@ -37,6 +37,8 @@ pub(super) struct Underpass {
 pub(super) enum Command {
     /// Run the node agent until SIGTERM
     Agent(ConfigFile),
+    /// Run the controller, which issues certificates to agents, until SIGTERM
+    Controller(ControllerFile),
     /// Say what this machine lacks, and what each missing thing costs
     Check(CheckArgs),
     /// Remove everything that an agent left in the kernel and in pods' namespaces; refused while it runs
@@ -74,7 +76,11 @@ pub(super) enum Command {
 #[derive(Debug, Subcommand)]
 pub(super) enum ConfigCommand {
     /// Print a configuration with every field, its default and its meaning
-    Example,
+    Example {
+        /// The controller's instead of the agent's
+        #[arg(long)]
+        controller: bool,
+    },
     /// Say whether an agent would take this configuration, by line and field if not
     Check { file: PathBuf },
 }
@@ -88,6 +94,13 @@ pub(super) enum MeshCommand {
 #[derive(Debug, Args)]
 pub(super) struct ConfigFile {
     /// The agent's configuration
+    #[arg(long, value_name = "FILE")]
+    pub(super) config: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ControllerFile {
+    /// The controller's configuration
     #[arg(long, value_name = "FILE")]
     pub(super) config: PathBuf,
 }

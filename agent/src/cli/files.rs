@@ -10,8 +10,8 @@ use crate::config::{self, ConfigError};
 use crate::discovery::file::{FileError, FileState, parse};
 use crate::discovery::yaml::Problem;
 
-pub(super) fn example() -> anyhow::Result<Answer> {
-    print(&config::example())
+pub(super) fn example(controller: bool) -> anyhow::Result<Answer> {
+    print(&if controller { config::ControllerConfig::example() } else { config::example() })
 }
 
 pub(super) fn check_config(file: &Path) -> anyhow::Result<Answer> {

@@ -5,6 +5,7 @@ mod agent;
 mod args;
 mod check;
 mod client;
+mod controller;
 mod files;
 mod output;
 mod show;
@@ -44,6 +45,7 @@ pub fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<Answer> {
     match command {
         Command::Agent(args) => agent::run(&args.config),
+        Command::Controller(args) => controller::run(&args.config),
         Command::Check(args) => check::run(&args),
         Command::Uninstall(args) => uninstall::run(&args),
         Command::Status(args) => status::run(&args),
@@ -54,7 +56,7 @@ fn run(command: Command) -> anyhow::Result<Answer> {
         Command::Certs(args) => show::run(&show::CERTIFICATES, &args),
         Command::Connections(args) => show::run(&show::CONNECTIONS, &args),
         Command::Log(args) => status::log(&args),
-        Command::Config { command: ConfigCommand::Example } => files::example(),
+        Command::Config { command: ConfigCommand::Example { controller } } => files::example(controller),
         Command::Config { command: ConfigCommand::Check { file } } => files::check_config(&file),
         Command::Mesh { command: MeshCommand::Check { file } } => files::check_mesh(&file),
         Command::Version => output::print(&format!("underpass {}\n", args::VERSION)),

@@ -4,6 +4,7 @@
 //! hands each module its part. `deploy/examples/agent.yaml` is [`example`]'s text.
 
 mod check;
+mod controller;
 mod example;
 mod sections;
 
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use controller::ControllerConfig;
 pub use example::example;
 pub use sections::{
     Capture, CapturePreference, Certificates, Controller, Discovery, Embedded, IssuerKind, Istio, Keepalive,

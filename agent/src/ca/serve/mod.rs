@@ -1,0 +1,165 @@
+//! The controller's one port: TLS 1.3, HTTP/2, Istio's certificate service and our own about roots.
+//!
+//! Callers are bounded before they have proven anything (connections, handshakes, sizes, times), and each
+//! node afterwards (`turns.rs`).
+
+mod certificates;
+mod metrics;
+mod papers;
+mod places;
+mod tls;
+mod trust;
+mod turns;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::Request;
+use tonic::codegen::Service as _;
+use underpass_proto::istio::v1::auth::istio_certificate_service_server::IstioCertificateServiceServer;
+use underpass_proto::underpass::v1::trust_service_server::TrustServiceServer;
+
+pub use metrics::Metrics;
+pub use papers::ServerCertificate;
+pub(crate) use trust::update;
+
+use self::turns::Turns;
+use super::Authority;
+use super::agents::Agents;
+use super::attest::{Attestor, Papers, PublicKeyPin};
+
+/// What answers. Clones share it.
+#[derive(Clone)]
+pub struct Service {
+    authority: Authority,
+    attestor: Arc<dyn Attestor>,
+    agents: Agents,
+    turns: Turns,
+    metrics: Metrics,
+    renew_within: Duration,
+}
+
+impl Service {
+    /// `renew_within`: over how long agents spread the renewal of what another authority has signed.
+    pub fn new(
+        authority: Authority,
+        attestor: Arc<dyn Attestor>,
+        agents: Agents,
+        metrics: Metrics,
+        renew_within: Duration,
+    ) -> Self {
+        let at_once = std::thread::available_parallelism().map_or(2, usize::from).max(2);
+        Self { authority, attestor, agents, turns: Turns::new(at_once), metrics, renew_within }
+    }
+
+    /// Accepts until `stop`, then lets the calls under way end, for a while.
+    pub async fn serve(self, listener: TcpListener, certificate: ServerCertificate, stop: CancellationToken) {
+        let (open, places) = (TaskTracker::new(), places::Places::new(CONNECTIONS, OF_AN_ADDRESS));
+        let tls = TlsAcceptor::from(tls::config(certificate));
+        loop {
+            let (stream, from) = tokio::select! {
+                () = stop.cancelled() => break,
+                accepted = listener.accept() => match accepted {
+                    Ok(accepted) => accepted,
+                    Err(e) => {
+                        // Out of descriptors, most likely: the next try would fail at once too.
+                        tracing::warn!("accept failed: {e}; trying again");
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                        continue;
+                    }
+                },
+            };
+            // Closed rather than queued: agents come again, and with a backoff.
+            let Some(place) = places.take(from.ip().to_canonical()) else {
+                self.metrics.turned_away();
+                continue;
+            };
+            let (service, tls, stop) = (self.clone(), tls.clone(), stop.clone());
+            open.spawn(async move {
+                let _place = place;
+                service.connection(stream, from, tls, stop).await;
+            });
+        }
+        open.close();
+        let _ = tokio::time::timeout(LAST, open.wait()).await;
+    }
+
+    async fn connection(
+        self,
+        stream: TcpStream,
+        from: SocketAddr,
+        tls: TlsAcceptor,
+        stop: CancellationToken,
+    ) {
+        let _ = stream.set_nodelay(true);
+        let stream = match tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(e)) => return tracing::debug!(%from, "TLS handshake: {e}"),
+            Err(_) => return tracing::debug!(%from, "no TLS handshake in time"),
+        };
+        let key = stream.get_ref().1.peer_certificates().and_then(|chain| tls::key_of(chain.first()?));
+        let service = service_fn(move |mut request: http::Request<Incoming>| {
+            request.extensions_mut().insert(Shown(key));
+            let service = self.clone();
+            async move {
+                if request.uri().path().starts_with("/underpass.v1.TrustService/") {
+                    TrustServiceServer::new(service).max_decoding_message_size(REPORT).call(request).await
+                } else {
+                    let mut istio =
+                        IstioCertificateServiceServer::new(service).max_decoding_message_size(REQUEST);
+                    istio.call(request).await
+                }
+            }
+        });
+        let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .keep_alive_interval(Duration::from_secs(30))
+            .keep_alive_timeout(Duration::from_secs(10))
+            .max_concurrent_streams(STREAMS)
+            .max_header_list_size(HEADERS)
+            .serve_connection(TokioIo::new(stream), service);
+        let mut connection = std::pin::pin!(connection);
+        tokio::select! {
+            _ = connection.as_mut() => {}
+            () = stop.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                // Streams of followers do not end by themselves.
+                let _ = tokio::time::timeout(Duration::from_secs(1), connection).await;
+            }
+        }
+    }
+}
+
+/// The key of the certificate that the caller has shown in TLS.
+#[derive(Clone, Copy)]
+struct Shown(Option<PublicKeyPin>);
+
+fn papers<T>(request: &Request<T>) -> Papers {
+    let token = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
+    let token = token.and_then(|value| value.split_once(' '));
+    let token = token.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")).map(|(_, t)| t.trim());
+    Papers {
+        key: request.extensions().get::<Shown>().and_then(|shown| shown.0),
+        token: token.map(str::to_owned),
+    }
+}
+
+const CONNECTIONS: usize = 4096;
+/// Behind one address there may be a few nodes, and a few agents of each while they are upgraded.
+const OF_AN_ADDRESS: usize = 64;
+const HANDSHAKE: Duration = Duration::from_secs(10);
+const LAST: Duration = Duration::from_secs(5);
+const STREAMS: u32 = 128;
+const HEADERS: u32 = 16 << 10;
+/// A signing request and a few names.
+const REQUEST: usize = 64 << 10;
+/// What agents keep to is half of it.
+const REPORT: usize = 4 << 20;

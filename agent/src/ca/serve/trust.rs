@@ -1,0 +1,127 @@
+//! `underpass.v1.TrustService`: tells agents of roots, and hears what they trust and hold.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::Stream;
+use tokio::sync::{mpsc, watch};
+use tonic::{Request, Response, Status, Streaming};
+use underpass_proto::underpass::v1::trust_service_server::TrustService;
+use underpass_proto::underpass::v1::{AgentReport, Bundle, TrustUpdate};
+
+use super::{Service, papers};
+use crate::ca::Signing;
+use crate::ca::agents::Session;
+use crate::ca::attest::{NodeName, Papers, Refusal};
+use crate::ca::signing::{hex, unhex};
+use crate::model::TrustDomain;
+use crate::tls::sha256;
+
+#[tonic::async_trait]
+impl TrustService for Service {
+    type FollowStream = Pin<Box<dyn Stream<Item = Result<TrustUpdate, Status>> + Send>>;
+
+    async fn follow(
+        &self,
+        request: Request<Streaming<AgentReport>>,
+    ) -> Result<Response<Self::FollowStream>, Status> {
+        let papers = papers(&request);
+        let node = self.attestor.who(&papers).await.map_err(|refusal| {
+            tracing::warn!("a follower was refused: {refusal}");
+            match refusal {
+                Refusal::Unavailable(why) => Status::unavailable(why),
+                _ => {
+                    Status::unauthenticated("the caller is not known here: see the controller's log for why")
+                }
+            }
+        })?;
+        let session = self
+            .agents
+            .enter(&node)
+            .ok_or_else(|| Status::resource_exhausted(format!("node {node} has too many streams open")))?;
+        tracing::info!(%node, "an agent follows");
+        let (send, mut updates) = mpsc::channel(1);
+        let follower = Follower { service: self.clone(), papers, node, session };
+        tokio::spawn(follower.run(request.into_inner(), send));
+        Ok(Response::new(Box::pin(futures::stream::poll_fn(move |cx| updates.poll_recv(cx)))))
+    }
+}
+
+struct Follower {
+    service: Service,
+    papers: Papers,
+    node: NodeName,
+    session: Session,
+}
+
+/// How often it is asked again whether the node is still known.
+const AGAIN: Duration = Duration::from_secs(10);
+
+impl Follower {
+    async fn run(self, mut reports: Streaming<AgentReport>, send: mpsc::Sender<Result<TrustUpdate, Status>>) {
+        let mut state = self.service.authority.state();
+        let mut again = tokio::time::interval(AGAIN);
+        state.mark_changed();
+        let ended = loop {
+            tokio::select! {
+                changed = state.changed() => {
+                    if changed.is_err() {
+                        break None;
+                    }
+                    let update = self.service.update(&state);
+                    // An agent that does not read is given up when its connection is.
+                    if send.send(Ok(update)).await.is_err() {
+                        break None;
+                    }
+                }
+                report = reports.message() => match report {
+                    Ok(Some(report)) if report.node == self.node.as_str() => self.session.report(report),
+                    Ok(Some(report)) => {
+                        let why = format!("a report of {:?} by node {}", report.node, self.node);
+                        break Some(Status::permission_denied(why));
+                    }
+                    Ok(None) => break None,
+                    Err(status) => break Some(status),
+                },
+                _ = again.tick() => match self.service.attestor.who(&self.papers).await {
+                    Ok(node) if node == self.node => {}
+                    Err(Refusal::Unavailable(_)) => {}
+                    _ => break Some(Status::unauthenticated("the node is not known any more")),
+                },
+                () = send.closed() => break None,
+            }
+        };
+        tracing::info!(node = %self.node, why = ended.as_ref().map(ToString::to_string), "an agent follows no more");
+        if let Some(status) = ended {
+            let _ = send.send(Err(status)).await;
+        }
+    }
+}
+
+impl Service {
+    fn update(&self, state: &watch::Receiver<Arc<Signing>>) -> TrustUpdate {
+        let signing = Arc::clone(&state.borrow());
+        update(&signing, &self.authority.config().trust_domain, self.renew_within)
+    }
+}
+
+/// What agents are told. Replicas with the same files say the same, version included.
+pub(crate) fn update(signing: &Signing, domain: &TrustDomain, renew_within: Duration) -> TrustUpdate {
+    let mut roots: Vec<Vec<u8>> = signing.bundles.roots(domain).map(|root| root.to_vec()).collect();
+    roots.sort();
+    let renew_within_seconds = u32::try_from(renew_within.as_secs()).unwrap_or(u32::MAX);
+    let mut all = Vec::new();
+    for part in
+        roots.iter().map(Vec::as_slice).chain([domain.as_str().as_bytes(), signing.authority.as_bytes()])
+    {
+        all.extend_from_slice(&sha256(part));
+    }
+    all.extend_from_slice(&renew_within_seconds.to_be_bytes());
+    TrustUpdate {
+        version: hex(&sha256(&all)),
+        bundles: vec![Bundle { trust_domain: domain.to_string(), roots }],
+        authority: unhex(&signing.authority),
+        renew_within_seconds,
+    }
+}

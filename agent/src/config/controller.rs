@@ -1,0 +1,227 @@
+//! The configuration of `underpass controller`.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{ConfigError, Tls, example};
+use crate::admin::AdminConfig;
+use crate::ca::AuthorityConfig;
+use crate::ca::attest::{ListedNode, listed_twice};
+use crate::discovery::yaml::{self, Complaints, Invalid, Path as Field};
+use crate::model::{SpiffeId, TrustDomain, units};
+use crate::telemetry::LogConfig;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct ControllerConfig {
+    /// Where agents come to. `[::]` takes IPv4 too.
+    pub listen: SocketAddr,
+    /// Host names and addresses that agents reach it by: they are in its own certificate.
+    pub names: Vec<String>,
+    /// The trust domain that it issues for.
+    #[schemars(with = "String")]
+    pub trust_domain: TrustDomain,
+    /// What it signs with.
+    pub authority: AuthoritySection,
+    /// Who may ask for what.
+    pub attestation: Attestation,
+    /// How agents come to another root or another issuing certificate.
+    pub rotation: Rotation,
+    /// The cryptography that it offers and accepts.
+    pub tls: Tls,
+    /// Its own log; it goes to standard error.
+    pub log: LogConfig,
+    /// How operators ask it.
+    pub admin: ControllerAdmin,
+}
+
+/// What it signs with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct AuthoritySection {
+    /// The folder with ca-cert.pem, ca-key.pem, cert-chain.pem and root-cert.pem, as `underpass ca` makes it
+    /// and Istio's secret `cacerts` has it. It is watched.
+    pub folder: PathBuf,
+    /// How long a certificate is valid when the agent does not say.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "String")]
+    pub lifetime: Duration,
+    /// The longest that an agent may ask for; it gets no more.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "String")]
+    pub max_lifetime: Duration,
+    /// How far validity begins in the past, for peers whose clocks are behind.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "String")]
+    pub backdate: Duration,
+}
+
+/// Who may ask for what.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Attestation {
+    /// Machines, each known by the key of its papers. The list is taken anew whenever this file changes.
+    pub nodes: Vec<NodeSection>,
+}
+
+/// One machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct NodeSection {
+    /// As its agent calls it.
+    pub name: String,
+    /// What `underpass ca node` printed: `sha256:` and 64 hexadecimal digits.
+    pub key: String,
+    /// The SPIFFE IDs of what runs there, and of nothing else.
+    #[schemars(with = "Vec<String>")]
+    #[serde(default)]
+    pub identities: BTreeSet<SpiffeId>,
+}
+
+/// How agents come to another root or another issuing certificate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Rotation {
+    /// Over how long agents spread the renewal of certificates that another authority has signed; 0s leaves
+    /// them to their usual renewal.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "String")]
+    pub renew_within: Duration,
+}
+
+/// How operators ask it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct ControllerAdmin {
+    /// The Unix socket that `underpass ca rotate` asks.
+    pub socket: PathBuf,
+    /// Where /healthz/ready and /metrics answer; null for nowhere. `[::]` takes IPv4 too.
+    pub address: Option<SocketAddr>,
+}
+
+impl Default for ControllerConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([0u16; 8], 15012)),
+            names: vec!["underpass-controller.underpass-system.svc".into()],
+            trust_domain: TrustDomain::default(),
+            authority: AuthoritySection::default(),
+            attestation: Attestation::default(),
+            rotation: Rotation::default(),
+            tls: Tls::default(),
+            log: LogConfig::default(),
+            admin: ControllerAdmin::default(),
+        }
+    }
+}
+
+impl Default for AuthoritySection {
+    fn default() -> Self {
+        let AuthorityConfig { folder, lifetime, max_lifetime, backdate, .. } =
+            AuthorityConfig::new("/etc/underpass/ca", TrustDomain::default());
+        Self { folder, lifetime, max_lifetime, backdate }
+    }
+}
+
+impl Default for Rotation {
+    fn default() -> Self {
+        Self { renew_within: Duration::from_secs(600) }
+    }
+}
+
+impl Default for ControllerAdmin {
+    fn default() -> Self {
+        Self {
+            socket: "/run/underpass/controller.sock".into(),
+            address: Some(SocketAddr::from(([0u16; 8], 15024))),
+        }
+    }
+}
+
+impl ControllerConfig {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// Names the file, and line, column and field of what is wrong with it.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_path_buf(), source })?;
+        Self::parse(&text).map_err(|invalid| ConfigError::Invalid { path: path.to_path_buf(), invalid })
+    }
+
+    /// As [`Self::read`], of the text itself. Never panics, whatever the text.
+    pub fn parse(text: &str) -> Result<Self, Invalid> {
+        let config: Self = yaml::read(text)?;
+        config.check().into_result(text)?;
+        Ok(config)
+    }
+
+    /// The whole configuration with every default, each field explained.
+    pub fn example() -> String {
+        let head = "The configuration of `underpass controller`. Every field may be left out; these are the defaults.";
+        example::explained(head, &Self::default())
+    }
+
+    /// The machines that are attested by a list.
+    pub fn nodes(&self) -> Vec<ListedNode> {
+        let nodes = self.attestation.nodes.iter().filter_map(|node| {
+            // Checked when it was read.
+            let key = node.key.parse().ok()?;
+            Some(ListedNode { name: node.name.clone(), key, identities: node.identities.clone() })
+        });
+        nodes.collect()
+    }
+
+    /// What the authority needs of it.
+    pub fn authority(&self) -> AuthorityConfig {
+        AuthorityConfig {
+            lifetime: self.authority.lifetime,
+            max_lifetime: self.authority.max_lifetime,
+            backdate: self.authority.backdate,
+            ..AuthorityConfig::new(self.authority.folder.clone(), self.trust_domain.clone())
+        }
+    }
+
+    /// What the admin listeners need of it.
+    pub fn admin(&self) -> AdminConfig {
+        AdminConfig {
+            socket: self.admin.socket.clone(),
+            health_address: self.admin.address,
+            metrics_address: self.admin.address,
+        }
+    }
+
+    fn check(&self) -> Complaints {
+        let mut complaints = Complaints::default();
+        if self.names.is_empty() {
+            complaints.add(
+                Field::default().key("names"),
+                "has at least the name that agents call it by".to_owned(),
+            );
+        }
+        let nodes = || Field::default().key("attestation").key("nodes");
+        for (at, node) in self.attestation.nodes.iter().enumerate() {
+            if node.name.is_empty() {
+                complaints.add(nodes().index(at).key("name"), "is not empty");
+            }
+            if let Err(why) = node.key.parse::<crate::ca::attest::PublicKeyPin>() {
+                complaints.add(nodes().index(at).key("key"), &why);
+            }
+            for identity in &node.identities {
+                if identity.trust_domain() != &self.trust_domain {
+                    let why = format!("{identity} is not of the trust domain {}", self.trust_domain);
+                    complaints.add(nodes().index(at).key("identities"), &why);
+                }
+            }
+        }
+        if let Some(name) = listed_twice(&self.nodes()) {
+            complaints.add(nodes(), &format!("two lines have the name or the key of {name}"));
+        }
+        complaints
+    }
+}

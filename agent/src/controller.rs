@@ -1,0 +1,180 @@
+//! Builds the controller from its configuration, in the order in which the parts need each other.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use anyhow::Context;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::{Admin, ControllerSources};
+use crate::ca::Authority;
+use crate::ca::agents::Agents;
+use crate::ca::attest::{Attestor, ListedNode, Nodes};
+use crate::ca::rotation::{ControllerView, RootView};
+use crate::ca::serve::{self, Metrics, ServerCertificate, Service};
+use crate::certs::Clock;
+use crate::config::ControllerConfig;
+use crate::lifecycle::{Shutdown, Signals, TaskGroup};
+use crate::sys::watch::Watch;
+use crate::tls;
+
+/// Runs the controller until it is told to stop. `file` is where the configuration was read from.
+///
+/// # Errors
+/// What could not be built, with the failing call and the next step.
+pub fn run(config: ControllerConfig, file: PathBuf) -> anyhow::Result<()> {
+    tls::set_profile(config.tls.profile)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime's threads")?;
+    let done = runtime.block_on(serve(config, file));
+    // What still hangs in a blocking call must not hold the process.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    done
+}
+
+async fn serve(config: ControllerConfig, file: PathBuf) -> anyhow::Result<()> {
+    let shutdown = Shutdown::new(Duration::from_secs(5));
+    tokio::spawn(Signals::take()?.stop(shutdown.clone()));
+    let stop = shutdown.draining();
+
+    let authority = Authority::open(&config.authority(), Clock::system())?;
+    let (list, nodes) = watch::channel(config.nodes());
+    let attestor: Arc<dyn Attestor> = Arc::new(Nodes::new(nodes));
+    let (certificate, fresh) = ServerCertificate::new(&authority, config.names.clone(), stop.clone())?;
+    let (agents, metrics) = (Agents::default(), Metrics::new()?);
+    let service = Service::new(
+        authority.clone(),
+        Arc::clone(&attestor),
+        agents.clone(),
+        metrics.clone(),
+        config.rotation.renew_within,
+    );
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .with_context(|| format!("cannot listen on {}: set listen to a free address", config.listen))?;
+    let admin = Admin::bind(&config.admin()).await?;
+    tell(&authority, &config);
+
+    let mut tasks = TaskGroup::new();
+    let run = |task| async move {
+        let () = task.await;
+        Ok::<(), std::convert::Infallible>(())
+    };
+    let boxed = |task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| run(task);
+    tasks.spawn("authority's files", boxed(Box::pin(authority.clone().follow_files(stop.clone()))));
+    tasks.spawn("own certificate", boxed(Box::pin(fresh)));
+    tasks.spawn("configuration", boxed(Box::pin(follow_nodes(config.clone(), file, list, stop.clone()))));
+    tasks.spawn("port", boxed(Box::pin(service.serve(listener, certificate, stop.clone()))));
+    let sources = Arc::new(ControllerSources {
+        agents: {
+            let (authority, agents, config) = (authority.clone(), agents.clone(), config.clone());
+            Box::new(move || view(&authority, &agents, &*attestor, &config))
+        },
+        metrics: Box::new(move || {
+            let end = authority.state().borrow().not_after.duration_since(UNIX_EPOCH).unwrap_or_default();
+            metrics.text(agents.connected(), end.as_secs()).map_err(|e| e.to_string())
+        }),
+    });
+    tasks.spawn("admin", boxed(Box::pin(admin.serve_controller(sources, stop.clone()))));
+    tokio::select! {
+        () = stop.cancelled() => {}
+        ended = tasks.next() => {
+            // Told to stop, parts end too, and the first may be faster than we are.
+            if !stop.is_cancelled() {
+                let why = ended.map_or_else(|| "nothing is left to do".to_owned(), |e| e.to_string());
+                tracing::error!("stopping because a part of the controller ended: {why}");
+                shutdown.stop(&why);
+            }
+        }
+    }
+    tasks.join(Duration::from_secs(10)).await;
+    tracing::info!("stopped; agents go on with the certificates that they have");
+    Ok(())
+}
+
+fn tell(authority: &Authority, config: &ControllerConfig) {
+    let state = authority.state();
+    let signing = state.borrow();
+    tracing::info!(
+        listen = %config.listen,
+        trust_domain = %config.trust_domain,
+        authority = signing.authority,
+        root = signing.root,
+        nodes = config.attestation.nodes.len(),
+        "issuing"
+    );
+    if signing.chain.is_empty() {
+        tracing::warn!(
+            "a root itself signs: whoever gets at this machine has the root's key. `underpass ca rotate` moves to a root that is kept offline"
+        );
+    }
+}
+
+/// Takes the list of nodes anew whenever the configuration's file has another one.
+async fn follow_nodes(
+    config: ControllerConfig,
+    file: PathBuf,
+    list: watch::Sender<Vec<ListedNode>>,
+    stop: CancellationToken,
+) {
+    let mut watch = Watch::new(&file);
+    let mut refused = None;
+    loop {
+        let _ = watch.ensure();
+        match ControllerConfig::read(&file) {
+            Ok(new) => {
+                refused = None;
+                let nodes = new.nodes();
+                let count = nodes.len();
+                let changed = list.send_if_modified(|held| {
+                    let differs = *held != nodes;
+                    *held = nodes;
+                    differs
+                });
+                if changed {
+                    tracing::info!(nodes = count, "the list of nodes was replaced");
+                }
+                let rest = ControllerConfig { attestation: config.attestation.clone(), ..new };
+                if changed && rest != config {
+                    tracing::warn!("of the configuration only the list of nodes is taken without a restart");
+                }
+            }
+            Err(e) => {
+                let why = e.to_string();
+                if refused.as_ref() != Some(&why) {
+                    tracing::warn!("the list of nodes stays as it was: {why}");
+                    refused = Some(why);
+                }
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = watch.changed() => watch.settle(Duration::from_millis(100)).await,
+            () = tokio::time::sleep(Duration::from_secs(30)) => {}
+        }
+    }
+}
+
+fn view(authority: &Authority, agents: &Agents, attestor: &dyn Attestor, config: &ControllerConfig) -> Value {
+    let signing = Arc::clone(&authority.state().borrow());
+    let update = serve::update(&signing, &config.trust_domain, config.rotation.renew_within);
+    let roots = signing.roots.iter().map(|root| RootView {
+        sha256: root.sha256.clone(),
+        subject: root.subject.clone(),
+        not_after: crate::certs::rfc3339(root.not_after),
+    });
+    let view = ControllerView {
+        version: update.version,
+        authority: signing.authority.clone(),
+        roots: roots.collect(),
+        expected: attestor.expected(),
+        agents: agents.view(),
+    };
+    serde_json::to_value(view).unwrap_or_else(|e| json!({ "error": e.to_string() }))
+}
