@@ -183,6 +183,7 @@ mod tests {
 
     use super::*;
 
+    /// Clause by clause of the SPIFFE-ID standard; what Istio adds is the shape of the path.
     #[test]
     fn ids_are_read_to_the_letter() {
         let long = |n: usize| "a".repeat(n);
@@ -206,15 +207,27 @@ mod tests {
         let path: Check = |e| matches!(e, SpiffeError::Path(_));
         let segment: Check = |e| matches!(e, SpiffeError::Segment(_));
         let length: Check = |e| matches!(e, SpiffeError::TooLong(_));
-        let refused: [(&str, Check); 39] = [
+        let refused: [(&str, Check); 52] = [
+            // 2: the scheme is spiffe, in lower case; an authority follows; no query, no fragment.
             ("", scheme),
+            ("spiffe", scheme),
+            ("spiffe:", scheme),
+            ("Spiffe://td/ns/a/sa/b", scheme),
+            ("spiffe:td/ns/a/sa/b", scheme),
+            ("spiffe:///", domain),
+            ("spiffe://td?x/ns/a/sa/b", domain),
+            ("spiffe://td#x/ns/a/sa/b", domain),
             ("spiffe:/td/ns/a/sa/b", scheme),
             ("//td/ns/a/sa/b", scheme),
             ("SPIFFE://td/ns/a/sa/b", scheme),
             (" spiffe://td/ns/a/sa/b", scheme),
             ("http://td/ns/a/sa/b", scheme),
             ("spiffe://", path),
+            // 2.1: not empty, lower case, no user, no port, nothing percent-encoded.
             ("spiffe:///ns/a/sa/b", domain),
+            ("spiffe://@td/ns/a/sa/b", domain),
+            ("spiffe://u:p@td/ns/a/sa/b", domain),
+            ("spiffe://tD/ns/a/sa/b", domain),
             ("spiffe://Td/ns/a/sa/b", domain),
             ("spiffe://td:8443/ns/a/sa/b", domain),
             ("spiffe://td:/ns/a/sa/b", domain),
@@ -223,6 +236,7 @@ mod tests {
             ("spiffe://t d/ns/a/sa/b", domain),
             ("spiffe://t\u{e4}/ns/a/sa/b", domain),
             ("spiffe://[::1]/ns/a/sa/b", domain),
+            // 2.2: no empty segment, so none at the end; no relative one; few characters, none encoded.
             ("spiffe://td", path),
             ("spiffe://td/", path),
             ("spiffe://td/a", path),
@@ -239,6 +253,9 @@ mod tests {
             ("spiffe://td/ns/a/sa/..", segment),
             ("spiffe://td/ns/a/sa/b?x", segment),
             ("spiffe://td/ns/a/sa/b#x", segment),
+            ("spiffe://td/ns/../sa/b", segment),
+            ("spiffe://td/ns/a/../sa/b", path),
+            ("spiffe://td/ns/a/sa/%2e", segment),
             ("spiffe://td/ns/a/sa/%62", segment),
             ("spiffe://td/ns/a/sa/b ", segment),
             ("spiffe://td/ns/a/sa/b\n", segment),
@@ -251,6 +268,7 @@ mod tests {
             let error = s.parse::<SpiffeId>().expect_err(s);
             assert!(rule(&error), "{s:?}: {error:?}");
         }
+        // 2.3: 2048 bytes, of which the trust domain has 255.
         let too_long = format!("spiffe://td/ns/a/sa/{}", long(2049 - "spiffe://td/ns/a/sa/".len()));
         assert!(length(&too_long.parse::<SpiffeId>().unwrap_err()));
         assert!(length(&SpiffeId::new("td".parse().unwrap(), "a", &long(2040)).unwrap_err()));

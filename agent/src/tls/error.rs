@@ -48,9 +48,9 @@ pub enum TlsError {
     #[error("{identity} does not chain to a root of trust domain {} ({why}): its issuer hangs under another root, or our bundle is old", .identity.trust_domain())]
     Chain { identity: SpiffeId, why: String },
 
-    #[error("{what} is revoked by its issuer {issuer} (serial {serial}): if that was meant, nothing is to be done; a workload that should go on needs a new certificate", what = whose(.identity, .above.as_deref()))]
+    #[error("{what} is revoked by its issuer {issuer:?} (serial {serial}): if that was meant, nothing is to be done; a workload that should go on needs a new certificate", what = whose(.identity, .above.as_deref()))]
     Revoked { identity: SpiffeId, above: Option<String>, serial: String, issuer: String },
-    #[error("the revocation list of {issuer}, in the chain of {identity}, was to be replaced by {} (it is {} here), and what it does not name may be revoked by now: give the issuer's newest list", utc(*.next_update), utc(*.now))]
+    #[error("the revocation list of {issuer:?}, in the chain of {identity}, was to be replaced by {} (it is {} here), and what it does not name may be revoked by now: give the issuer's newest list", utc(*.next_update), utc(*.now))]
     RevocationListExpired { identity: SpiffeId, issuer: String, next_update: UnixTime, now: UnixTime },
 
     // A certificate in order, of somebody else than we accept.
@@ -184,7 +184,7 @@ impl From<TlsError> for io::Error {
 fn whose(leaf: &SpiffeId, above: Option<&str>) -> String {
     match above {
         None => format!("the certificate of {leaf}"),
-        Some(name) => format!("the authority {name}, in the chain of {leaf},"),
+        Some(name) => format!("the authority {name:?}, in the chain of {leaf},"),
     }
 }
 

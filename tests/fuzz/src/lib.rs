@@ -3,9 +3,14 @@
 //!
 //! Each says whether the parser took the input, and panics where the parser broke a promise.
 
+use std::time::{Duration, UNIX_EPOCH};
+
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
+use rustls_pki_types::CertificateDer;
 use underpass::discovery::file::{self, FileError};
+use underpass::model::{SpiffeId, TrustDomain};
 use underpass::proxy::tunnel::parse_request;
+use underpass::tls::{Accept, Crls, TlsError, TrustBundles, Trusted, verify_chain};
 
 /// A CONNECT request of another node's agent: method and authority in the first line, a header in each
 /// of the others. What `http` refuses never reaches the parser, neither here nor behind `h2`.
@@ -38,6 +43,81 @@ pub fn mesh_file(input: &[u8]) -> bool {
         }
         Err(other) => panic!("reading no file gave {other:?}"),
     }
+}
+
+/// The name in a peer's certificate.
+///
+/// # Panics
+/// When there are two spellings of one id.
+pub fn spiffe_id(input: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(input) else { return false };
+    let domain = text.parse::<TrustDomain>();
+    assert!(domain.is_err() || domain.is_ok_and(|domain| domain.as_str() == text));
+    let Ok(id) = text.parse::<SpiffeId>() else { return false };
+    assert_eq!(id.to_string(), text);
+    let again = SpiffeId::new(id.trust_domain().clone(), id.namespace(), id.service_account());
+    assert_eq!(again.as_ref(), Ok(&id));
+    true
+}
+
+/// Certificates as a peer shows them, one behind the other: each a SEQUENCE of DER.
+///
+/// # Panics
+/// When a chain proves another identity than its root's authority gave out.
+pub fn chain(input: &[u8]) -> bool {
+    match verify(&certificates(input), Crls::default()) {
+        Ok(proven) => {
+            assert_eq!(proven.to_string(), "spiffe://mesh.test/ns/shop/sa/till");
+            true
+        }
+        Err(e) => {
+            assert!(!e.to_string().is_empty());
+            false
+        }
+    }
+}
+
+/// A file of revocation lists.
+///
+/// # Panics
+/// When one file is read in two ways.
+pub fn crl(input: &[u8]) -> bool {
+    let mut lists = Crls::default();
+    if lists.add(input).is_err() {
+        assert!(lists.is_empty());
+        return false;
+    }
+    let once = lists.clone();
+    assert!(lists.add(input).is_ok());
+    assert_eq!((&lists, lists.len()), (&once, once.iter().count()));
+    // Whatever they say of it, they are asked.
+    let _ = verify(&certificates(include_bytes!("../seeds/chain/leaf-and-intermediate")), lists);
+    true
+}
+
+/// By a root that lasts, in a year in which everything that it signed is valid.
+fn verify(chain: &[CertificateDer<'_>], revoked: Crls) -> Result<SpiffeId, TlsError> {
+    let domain: TrustDomain = "mesh.test".parse().unwrap_or_default();
+    let mut bundles = TrustBundles::new();
+    bundles.add(&domain, [CertificateDer::from(&include_bytes!("root.der")[..])])?;
+    let then = UNIX_EPOCH + Duration::from_secs(2_000_000_000);
+    verify_chain(chain, &Trusted { bundles, revoked }, &Accept::TrustDomains([domain].into()), then)
+}
+
+/// What is no DER at the end becomes a certificate too.
+fn certificates(mut input: &[u8]) -> Vec<CertificateDer<'_>> {
+    let mut found = Vec::new();
+    while !input.is_empty() && found.len() < 16 {
+        let len = match input {
+            [0x30, 0x82, high, low, ..] => 4 + (usize::from(*high) << 8 | usize::from(*low)),
+            [0x30, 0x81, len, ..] => 3 + usize::from(*len),
+            _ => input.len(),
+        };
+        let (one, rest) = input.split_at(len.min(input.len()));
+        found.push(one.into());
+        input = rest;
+    }
+    found
 }
 
 fn request(input: &[u8]) -> Option<Request<()>> {
@@ -95,5 +175,20 @@ mod tests {
     #[test]
     fn mesh_file_takes_its_seeds() {
         every_seed("mesh_file", super::mesh_file);
+    }
+
+    #[test]
+    fn spiffe_id_takes_its_seeds() {
+        every_seed("spiffe_id", super::spiffe_id);
+    }
+
+    #[test]
+    fn chain_takes_its_seeds() {
+        every_seed("chain", super::chain);
+    }
+
+    #[test]
+    fn crl_takes_its_seeds() {
+        every_seed("crl", super::crl);
     }
 }

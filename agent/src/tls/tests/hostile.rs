@@ -10,7 +10,7 @@ use rustls_pki_types::CertificateDer;
 
 use crate::model::SpiffeId;
 use crate::tls::testing::{Authority, bundles, domain, id};
-use crate::tls::{Accept, Certificate, TlsError, TrustBundles, Trusted, peer_identity, verify_chain};
+use crate::tls::{Accept, Certificate, Crls, TlsError, TrustBundles, Trusted, peer_identity, verify_chain};
 
 const PEER: &str = "spiffe://mesh.test/ns/shop/sa/till";
 
@@ -19,6 +19,9 @@ struct World {
     trusted: Trusted,
     leaf: CertificateDer<'static>,
     middle: CertificateDer<'static>,
+    other_leaf: CertificateDer<'static>,
+    /// Revokes `leaf`.
+    list: Vec<u8>,
 }
 
 static WORLD: LazyLock<World> = LazyLock::new(|| {
@@ -26,7 +29,9 @@ static WORLD: LazyLock<World> = LazyLock::new(|| {
     let trusted = bundles(&[("mesh.test", &root)]).into();
     let middle = root.intermediate(|_| {});
     let leaf = middle.leaf(PEER, |_| {}).chain.remove(0);
-    World { middle: middle.certificate.clone(), root, trusted, leaf }
+    let other_leaf = middle.leaf(PEER, |_| {}).chain.remove(0);
+    let list = middle.list(&[&leaf], 60);
+    World { middle: middle.certificate.clone(), root, trusted, leaf, other_leaf, list }
 });
 
 proptest! {
@@ -41,6 +46,29 @@ proptest! {
         for proven in swallow(&[leaf.into(), middle.into()]) {
             prop_assert_eq!(proven, id(PEER));
         }
+    }
+
+    /// Whoever changes a list can make it count for nothing, which whoever withholds it can too; he cannot
+    /// make it say something else.
+    #[test]
+    fn a_damaged_list_says_nothing_new(edits in edits(), second in edits(), pair in any::<bool>()) {
+        let mut revoked = Crls::default();
+        for edits in [edits, second].iter().take(1 + usize::from(pair)) {
+            let _ = revoked.add(&apply(&WORLD.list, edits));
+        }
+        let trusted = Trusted { revoked, ..WORLD.trusted.clone() };
+        let anybody = Accept::TrustDomains([domain("mesh.test")].into());
+        let ask = |leaf: &CertificateDer<'static>| {
+            verify_chain(&[leaf.clone(), WORLD.middle.clone()], &trusted, &anybody, SystemTime::now())
+        };
+        let as_before = matches!(ask(&WORLD.leaf), Ok(_) | Err(TlsError::Revoked { .. }));
+        prop_assert!(as_before);
+        prop_assert!(ask(&WORLD.other_leaf).is_ok());
+    }
+
+    #[test]
+    fn bytes_that_are_no_list_are_refused(bytes in vec(any::<u8>(), 0..400)) {
+        prop_assert!(Crls::default().add(&bytes).is_err());
     }
 
     #[test]
