@@ -45,16 +45,16 @@ pub fn server_config_accepting(
     trust: impl Into<Trust>,
     accepted: BTreeSet<TrustDomain>,
 ) -> Result<Arc<ServerConfig>, TlsError> {
-    server_config_by(provider(), certificate, trust.into(), accepted)
+    server_config_by(provider(), certificate, trust.into(), Accept::TrustDomains(accepted))
 }
 
 pub(super) fn server_config_by(
     provider: Arc<CryptoProvider>,
     certificate: &Certificate,
     trust: Trust,
-    accepted: BTreeSet<TrustDomain>,
+    accept: Accept,
 ) -> Result<Arc<ServerConfig>, TlsError> {
-    let verifier = Verifier::new(trust, Accept::TrustDomains(accepted), &provider);
+    let verifier = Verifier::new(trust, accept, &provider);
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])
         .map_err(|e| TlsError::Configuration(e.to_string()))?

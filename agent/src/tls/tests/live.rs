@@ -125,6 +125,29 @@ async fn time_alone_ends_nobody() {
     let list = root.list(&[], 3605);
     assert!(stands(&revoking(&root, &list)));
     assert!(!stands(&revoking(&root, &root.list(&[shown.leaf()], 3605))));
+    // So it is with whoever is connected.
+    let trust = Trust::new(roots(&[&root]));
+    let held = trust.hold(&root.leaf(B, |_| {}).chain);
+    assert!(held.is_err(), "a new tunnel needs roots that are valid");
+    let peer = Peer { since: then, ..Peer::new(&shown.chain) };
+    let any = Trust::new(only_renewed.into()).hold(&root.leaf(B, |_| {}).chain).unwrap();
+    peer.look_at(&any.state).unwrap();
+}
+
+/// The same leaf by way of two certificates of its authority, one of which is revoked.
+#[tokio::test]
+async fn a_chain_is_not_taken_for_another_of_the_same_leaf() {
+    let root = Authority::root();
+    let middle = root.intermediate(|_| {});
+    let second = middle.again(&root, |p| p.serial_number = Some(rcgen::SerialNumber::from(4711u64)));
+    let leaf = middle.leaf(A, |_| {}).chain.remove(0);
+    let trust = Trust::new(roots(&[&root]));
+    let first = trust.hold(&[leaf.clone(), middle.certificate.clone()]).unwrap();
+    let other = trust.hold(&[leaf, second]).unwrap();
+    trust.set(revoking(&root, &root.list(&[&middle.certificate], 60)));
+    first.lost().await;
+    first.state.review();
+    assert!(other.lost().now_or_never().is_none());
 }
 
 /// So that nobody is kept from dropping the old root by tunnels that do not need it.

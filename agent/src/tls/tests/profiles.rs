@@ -12,7 +12,7 @@ use crate::tls::error::nothing_in_common;
 use crate::tls::testing::{
     Authority, Handshake, bundles, domain, gullible_client_by, gullible_server_by, handshake, id,
 };
-use crate::tls::{ClientTemplate, Profile, TlsError, profile, provider, set_profile};
+use crate::tls::{Accept, ClientTemplate, Profile, TlsError, profile, provider, set_profile};
 
 const A: &str = "spiffe://mesh.test/ns/shop/sa/cart";
 const B: &str = "spiffe://mesh.test/ns/shop/sa/till";
@@ -29,7 +29,8 @@ fn client(root: &Authority, profile: Profile) -> Arc<rustls::ClientConfig> {
 
 fn server(root: &Authority, profile: Profile) -> Arc<rustls::ServerConfig> {
     let trust = bundles(&[("mesh.test", root)]).into();
-    server_config_by(of(profile), &root.certificate(B), trust, [domain("mesh.test")].into()).unwrap()
+    let mesh = Accept::TrustDomains([domain("mesh.test")].into());
+    server_config_by(of(profile), &root.certificate(B), trust, mesh).unwrap()
 }
 
 #[test]
