@@ -3,7 +3,12 @@
 
 use std::error::Error;
 
-const FILES: [&str; 2] = ["istio/v1/auth/ca.proto", "underpass/v1/trust.proto"];
+const FILES: [&str; 4] = [
+    "istio/v1/auth/ca.proto",
+    "spire/api/types.proto",
+    "spire/api/agent/delegatedidentity/v1/delegatedidentity.proto",
+    "underpass/v1/trust.proto",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     for file in FILES {
@@ -11,6 +16,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let files = protox::compile(FILES, ["."])?;
     // How to connect is up to who calls.
-    tonic_prost_build::configure().build_transport(false).compile_fds(files)?;
+    tonic_prost_build::configure()
+        .build_transport(false)
+        // Its bytes are a private key.
+        .skip_debug([".spire.api.agent.delegatedidentity.v1.X509SVIDWithKey"])
+        .compile_fds(files)?;
     Ok(())
 }

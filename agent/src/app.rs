@@ -16,7 +16,7 @@ use crate::admin::{self, Admin};
 use crate::bpf::{Flows, Kernel, Programs};
 use crate::certs::{
     self, Caller, ClientFiles, ControllerIssuer, EmbeddedConfig, EmbeddedIssuer, Issuer, IstioConfig,
-    IstioIssuer, ReportSource,
+    IstioIssuer, ReportSource, SpireConfig, SpireIssuer,
 };
 use crate::config::{CapturePreference, Config, Embedded, IssuerKind};
 use crate::discovery::file::{FileOptions, FileSource, FileStatus};
@@ -183,6 +183,11 @@ fn certificates(config: &Config) -> anyhow::Result<(certs::Manager, Option<Arc<C
     let issuer: Arc<dyn Issuer> = match c.issuer {
         IssuerKind::Embedded => Arc::new(embedded_issuer(&c.embedded)?),
         IssuerKind::Istio => Arc::new(istio_issuer(config)?),
+        IssuerKind::Spire => Arc::new(SpireIssuer::new(SpireConfig {
+            admin_socket: c.spire.admin_socket.clone(),
+            trust_domain: c.spire.trust_domain.clone(),
+            deadline: issuer_deadline(config),
+        })),
         IssuerKind::Controller => controller.insert(Arc::new(controller_issuer(config)?)).clone(),
     };
     let settings = certs::Config { deadline: c.deadline, concurrency: usize::from(c.concurrency) };

@@ -17,6 +17,37 @@ pub mod istio {
     }
 }
 
+/// SPIRE's services.
+pub mod spire {
+    /// `spire.api`.
+    pub mod api {
+        /// What they have in common.
+        #[allow(missing_docs)]
+        pub mod types {
+            tonic::include_proto!("spire.api.types");
+        }
+        /// What a SPIRE agent serves.
+        pub mod agent {
+            /// Certificates for delegates.
+            pub mod delegatedidentity {
+                /// `spire.api.agent.delegatedidentity.v1.DelegatedIdentity`.
+                #[allow(missing_docs)]
+                pub mod v1 {
+                    tonic::include_proto!("spire.api.agent.delegatedidentity.v1");
+
+                    impl std::fmt::Debug for X509svidWithKey {
+                        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                            f.debug_struct("X509svidWithKey")
+                                .field("x509_svid", &self.x509_svid)
+                                .finish_non_exhaustive()
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// Our own services.
 pub mod underpass {
     /// What agents and the controller say to each other beside Istio's services.
@@ -32,6 +63,11 @@ mod tests {
     use prost_types::{Struct, Value, value::Kind};
 
     use super::istio::v1::auth::{IstioCertificateRequest, IstioCertificateResponse};
+    use super::spire::api::agent::delegatedidentity::v1::{
+        SubscribeToX509BundlesResponse, SubscribeToX509sviDsRequest, SubscribeToX509sviDsResponse,
+        X509svidWithKey,
+    };
+    use super::spire::api::types::{Selector, Spiffeid, X509svid};
 
     /// The bytes that ztunnel sends and istiod reads; a renumbered field would not be noticed otherwise.
     #[test]
@@ -51,5 +87,36 @@ mod tests {
 
         let response = IstioCertificateResponse { cert_chain: vec!["leaf".into(), "roots".into()] };
         assert_eq!(response.encode_to_vec(), b"\x0a\x04leaf\x0a\x05roots");
+    }
+
+    /// As a SPIRE agent writes and reads them.
+    #[test]
+    fn messages_are_spires_on_the_wire() {
+        let request = SubscribeToX509sviDsRequest {
+            selectors: vec![Selector { r#type: "k8s".into(), value: "ns:a".into() }],
+            pid: 0,
+        };
+        assert_eq!(request.encode_to_vec(), b"\x0a\x0b\x0a\x03k8s\x12\x04ns:a");
+        assert_eq!(SubscribeToX509sviDsRequest { pid: 7, ..Default::default() }.encode_to_vec(), b"\x10\x07");
+
+        let svid = X509svid {
+            cert_chain: vec![b"leaf".to_vec(), b"ca".to_vec()],
+            id: Some(Spiffeid { trust_domain: "td".into(), path: "/a".into() }),
+            expires_at: 1,
+            hint: "h".into(),
+        };
+        let answer = SubscribeToX509sviDsResponse {
+            x509_svids: vec![X509svidWithKey { x509_svid: Some(svid), x509_svid_key: b"key".to_vec() }],
+            federates_with: vec!["spiffe://f".into()],
+        };
+        let svid = b"\x0a\x04leaf\x0a\x02ca\x12\x08\x0a\x02td\x12\x02/a\x18\x01\x22\x01h";
+        let expected = [b"\x0a\x20\x0a\x19".as_slice(), svid, b"\x12\x03key\x12\x0aspiffe://f"].concat();
+        assert_eq!(answer.encode_to_vec(), expected);
+        assert!(!format!("{answer:?}").contains("107"), "{answer:?}");
+
+        let bundles = SubscribeToX509BundlesResponse {
+            ca_certificates: [("spiffe://td".into(), b"ca".to_vec())].into(),
+        };
+        assert_eq!(bundles.encode_to_vec(), b"\x0a\x11\x0a\x0bspiffe://td\x12\x02ca");
     }
 }

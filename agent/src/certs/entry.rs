@@ -100,7 +100,9 @@ impl Entry {
         let (next, error) = match result {
             Ok(identity) => {
                 let certificate = identity.certificate().clone();
-                let due = renewal::renewal_due(certificate.not_before(), certificate.not_after(), die);
+                let due_at =
+                    if workshop.issuer.pushes() { renewal::pushed_due } else { renewal::renewal_due };
+                let due = due_at(certificate.not_before(), certificate.not_after(), die);
                 // An issuer that gives what is half used up already must not be asked in a tight loop.
                 let due = due.max(now + renewal::backoff(1, die));
                 tracing::info!(identity = %self.identity, serial = certificate.serial(),

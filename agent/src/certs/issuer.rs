@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 use crate::model::SpiffeId;
 use crate::tls::{TlsError, TrustBundles};
 
-/// Somebody who gives out certificates for identities: the embedded issuer, istiod and its like, and in time SPIRE.
+/// Somebody who gives out certificates for identities: the embedded issuer, istiod and its like, SPIRE.
 ///
 /// The key is part of the answer because some issuers make it (SPIRE's APIs do). One that wants a
 /// signing request makes a fresh key for each call.
@@ -22,6 +22,12 @@ pub trait Issuer: Send + Sync + 'static {
 
     /// A short name for logs and the admin API.
     fn name(&self) -> &str;
+
+    /// Whether it makes newer certificates by itself and says so by nudges. They are then asked for late
+    /// only, in case it did not.
+    fn pushes(&self) -> bool {
+        false
+    }
 
     /// Roots that the issuer keeps up to date by itself, `None` in it until the first came. They then
     /// stand in place of those that come with certificates.

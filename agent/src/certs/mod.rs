@@ -16,6 +16,7 @@ pub(crate) mod leaf;
 mod manager;
 mod renewal;
 mod root_files;
+mod spire;
 mod view;
 
 pub use clock::Clock;
@@ -29,8 +30,9 @@ pub use istio::{
 };
 pub use keeping::FileError;
 pub use manager::{Config, Lease, Manager};
-pub use renewal::{backoff, renewal_due, retry_at};
+pub use renewal::{backoff, pushed_due, renewal_due, retry_at};
 pub use root_files::RootError;
+pub use spire::{SpireConfig, SpireIssuer};
 pub(crate) use view::rfc3339;
 pub use view::{CertState, CertView};
 

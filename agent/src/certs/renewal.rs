@@ -11,6 +11,13 @@ pub fn renewal_due(not_before: SystemTime, not_after: SystemTime, die: f64) -> S
     not_before + life.mul_f64(0.4 + 0.2 * die.clamp(0.0, 1.0))
 }
 
+/// When to ask for a successor of a certificate whose issuer sends successors by itself, at about half of
+/// its life: at 0.8 to 0.9 of it, in time for many attempts.
+pub fn pushed_due(not_before: SystemTime, not_after: SystemTime, die: f64) -> SystemTime {
+    let life = not_after.duration_since(not_before).unwrap_or(Duration::ZERO);
+    not_before + life.mul_f64(0.8 + 0.1 * die.clamp(0.0, 1.0))
+}
+
 /// How long to wait after the `failures`th failure in a row: 1 s, doubled each time to at most 150 s,
 /// give or take a fifth.
 pub fn backoff(failures: u32, die: f64) -> Duration {

@@ -41,6 +41,7 @@ impl Check {
             ("certificates.controller.tokenFile", controller.token_file.as_ref().unwrap_or(&unset)),
             ("certificates.istio.rootCertificate", &istio.root_certificate),
             ("certificates.istio.tokenFile", &istio.token_file),
+            ("certificates.spire.adminSocket", &config.certificates.spire.admin_socket),
             ("admin.socket", &config.admin.socket),
         ] {
             if path.as_os_str().is_empty() {

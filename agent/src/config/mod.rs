@@ -17,7 +17,7 @@ pub use controller::ControllerConfig;
 pub use example::example;
 pub use sections::{
     Capture, CapturePreference, Certificates, Controller, Discovery, Embedded, IssuerKind, Istio, Keepalive,
-    Node, Proxy, Tls, Tunnel,
+    Node, Proxy, Spire, Tls, Tunnel,
 };
 
 use crate::admin::AdminConfig;

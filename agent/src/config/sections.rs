@@ -80,8 +80,8 @@ impl Default for Discovery {
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct Certificates {
     /// embedded: an authority inside the agent; controller: `underpass controller`; istio: another
-    /// authority that speaks Istio's certificate service, as istiod and istio-csr do. Each has a section
-    /// below, and the others' are not used.
+    /// authority that speaks Istio's certificate service, as istiod and istio-csr do; spire: the node's SPIRE
+    /// agent. Each has a section below, and the others' are not used.
     pub issuer: IssuerKind,
     /// An authority inside the agent, for one machine, demos and tests: agents that are given the same
     /// root files trust each other, and whoever can read the key can be anybody in the mesh.
@@ -92,6 +92,10 @@ pub struct Certificates {
     /// An authority that speaks Istio's certificate service. It looks this agent's own pod up, by the
     /// token, and gives it certificates of the pods on its node.
     pub istio: Istio,
+    /// The SPIRE agent on this node, by its Delegated Identity API. It has to list this agent's SPIFFE id in
+    /// authorized_delegates, and to have an entry for each service account with the selectors
+    /// k8s:ns:<namespace> and k8s:sa:<service account> and no others.
+    pub spire: Spire,
     /// How long one request for a certificate may take.
     #[serde(with = "units::duration")]
     #[schemars(with = "String")]
@@ -108,6 +112,7 @@ impl Default for Certificates {
             embedded: Embedded::default(),
             controller: Controller::default(),
             istio: Istio::default(),
+            spire: Spire::default(),
             deadline: Duration::from_secs(30),
             concurrency: 8,
         }
@@ -120,6 +125,7 @@ pub enum IssuerKind {
     Embedded,
     Controller,
     Istio,
+    Spire,
 }
 
 /// An authority inside the agent.
@@ -258,6 +264,27 @@ pub struct Tls {
     /// that FIPS 140-3 approves of, though not from its validated module. Peers whose profiles do not
     /// meet do not connect; all of these meet at X25519MLKEM768.
     pub profile: Profile,
+}
+
+/// The SPIRE agent on this node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Spire {
+    /// The only trust domain that certificates are asked for: the mesh's. Roots of others are taken as the
+    /// SPIRE agent has them.
+    #[schemars(with = "String")]
+    pub trust_domain: TrustDomain,
+    /// Its admin socket: admin_socket_path in its configuration.
+    pub admin_socket: PathBuf,
+}
+
+impl Default for Spire {
+    fn default() -> Self {
+        Self {
+            trust_domain: TrustDomain::default(),
+            admin_socket: "/run/spire/agent-sockets/admin.sock".into(),
+        }
+    }
 }
 
 /// The HTTP/2 tunnels between agents (HBONE).

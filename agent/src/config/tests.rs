@@ -105,6 +105,10 @@ fn what_is_wrong_is_named_with_its_place() {
         ("certificates: {istio: {lifetime: 10s}}", "1:34: certificates.istio.lifetime: must be at least 1m"),
         ("certificates: {istio: {trustDomain: UPPER}}", "1:37: certificates.istio.trustDomain: "),
         (
+            "certificates: {spire: {adminSocket: ''}}",
+            "1:37: certificates.spire.adminSocket: must not be empty",
+        ),
+        (
             "certificates: {istio: {headers: {clusterid: x}}}",
             "1:33: certificates.istio.headers: \"clusterid\"",
         ),

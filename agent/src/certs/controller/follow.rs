@@ -41,14 +41,14 @@ impl<'a> Follower<'a> {
     }
 
     pub(super) async fn run(&mut self) {
-        let mut failures = 0;
+        let mut failures = 0_u32;
         loop {
             let (why, heard) = match self.open().await {
                 Ok((updates, first, reports)) => (self.stay(updates, first, &reports).await, true),
                 Err(why) => (why, false),
             };
             // Whoever accepts and ends the stream at once must not be asked in a tight loop.
-            failures = if heard { 1 } else { failures + 1u32.min(u32::MAX - failures) };
+            failures = if heard { 1 } else { failures.saturating_add(1) };
             let wait = renewal::backoff(failures, rand::random());
             tracing::warn!(
                 failures,

@@ -7,4 +7,6 @@ mod istio_server;
 mod manager;
 mod renewal;
 mod roots;
+mod spire;
+mod spire_agent;
 mod support;
