@@ -178,3 +178,68 @@ fn a_reader_that_leaves_early_is_no_error() {
     assert!(output.status.success(), "{output:?}");
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
 }
+
+/// A folder that is not there yet, removed when dropped.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        Self(std::env::temp_dir().join(format!("up{}-{name}", std::process::id())))
+    }
+
+    fn join(&self, name: &str) -> String {
+        self.0.join(name).to_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn an_authority_is_made_step_by_step() {
+    let folder = Folder::new("ca");
+    let (root, ca, node) = (folder.join("root"), folder.join("ca"), folder.join("node"));
+    let (code, out, error) = run(&["ca", "init", "--root", "--out", &root, "--trust-domain", "mesh.test"]);
+    assert_eq!((code, error.as_str()), (0, ""), "{out}");
+    let next = out.lines().last().unwrap();
+    assert_eq!(
+        next,
+        format!("next: underpass ca intermediate --root {root} --out FOLDER --trust-domain mesh.test")
+    );
+    // The printed command, as it is.
+    let line = next.strip_prefix("next: underpass ").unwrap().replace("FOLDER", &ca);
+    let words: Vec<&str> = line.split(' ').chain(["-o", "json"]).collect();
+    let (code, out, error) = run(&words);
+    assert_eq!((code, error.as_str()), (0, ""));
+    let made: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(made["root"]["sha256"].as_str().unwrap().len(), 64);
+    for name in ["ca-cert.pem", "ca-key.pem", "cert-chain.pem", "root-cert.pem"] {
+        assert!(std::path::Path::new(&ca).join(name).exists(), "{name}");
+    }
+
+    let (code, pin, error) = run(&["ca", "node", "node-1", "--out", &node]);
+    assert_eq!((code, error.as_str()), (0, ""));
+    assert!(pin.starts_with("sha256:") && pin.trim().len() == 71, "{pin}");
+
+    for again in [&["ca", "init", "--root", "--out", &root][..], &["ca", "node", "node-1", "--out", &node]] {
+        let (code, out, error) = run(again);
+        assert_eq!((code, out.as_str()), (1, ""), "{again:?}");
+        assert!(error.contains("never overwritten") && error.contains(&folder.join("")), "{error}");
+    }
+    for wrong in ["0d", "x", "101y", "-1d"] {
+        let line = ["ca", "init", "--out", &ca, &format!("--lifetime={wrong}")];
+        assert_eq!(run(&line).0, 2, "{wrong}");
+    }
+}
+
+#[test]
+fn the_impatient_are_warned_and_told_the_way_out() {
+    let folder = Folder::new("impatient");
+    let (code, out, error) = run(&["ca", "init", "--out", &folder.join("")]);
+    assert_eq!(code, 0, "{error}");
+    assert!(out.starts_with("made the issuing certificate "), "{out}");
+    assert!(error.starts_with("warning: ") && error.contains("underpass ca rotate run --ca "), "{error}");
+}

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
 use super::csr::CheckedRequest;
+use super::hierarchy::ROOT_KEY;
 use super::signing::{self, AuthorityError, Files, Signing};
 use crate::certs::keeping::{SecretKey, warn_if_readable};
 use crate::certs::{Clock, leaf};
@@ -104,6 +105,11 @@ impl Authority {
         let files = Files::read(&config.folder)?;
         let signing = Signing::of(&config.folder, &files, &config.trust_domain, clock.now())?;
         warn_if_readable(&config.folder.join(signing::KEY));
+        if config.folder.join(ROOT_KEY).exists() {
+            tracing::warn!(folder = %config.folder.display(),
+                "the root's own key lies beside the authority's: move {ROOT_KEY} offline, or replace the root \
+                 with `underpass ca rotate`");
+        }
         Ok(Self {
             config: Arc::new(config.clone()),
             clock,

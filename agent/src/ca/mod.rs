@@ -2,12 +2,14 @@
 //!
 //! [`check_request`] reads what a caller sent and lets nothing through but a public key whose private
 //! half the caller holds. [`Authority::issue`] makes a certificate for it, of which the authority alone
-//! writes every field. The files are those of Istio's `cacerts` secret (`signing.rs`).
+//! writes every field. The files are those of Istio's `cacerts` secret (`signing.rs`); [`hierarchy`]
+//! makes them.
 
 pub mod agents;
 pub mod attest;
 mod authority;
 mod csr;
+pub mod hierarchy;
 pub mod rotation;
 pub mod serve;
 mod signing;
@@ -15,3 +17,6 @@ mod signing;
 pub use authority::{Authority, AuthorityConfig, IssueError, IssuedChain, ServerPapers};
 pub use csr::{CheckedRequest, RequestError, check_request};
 pub use signing::{AuthorityError, RootView, Signing};
+
+#[cfg(test)]
+mod tests;

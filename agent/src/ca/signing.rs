@@ -262,6 +262,26 @@ pub(super) fn view(der: &CertificateDer<'static>) -> Result<RootView, String> {
     })
 }
 
+/// Whether it is a root, valid now, that may have an issuing certificate below it.
+pub(super) fn check_root(der: &CertificateDer<'static>, now: SystemTime) -> Result<(), String> {
+    let parsed = parse(der)?;
+    let named = name(der);
+    if !signed_by(der, der) {
+        return Err(format!("{named} is not a root: it did not sign itself"));
+    }
+    let constraints = parsed.basic_constraints().map_err(|e| e.to_string())?.map(|e| e.value);
+    let signs = parsed.key_usage().map_err(|e| e.to_string())?.is_none_or(|e| e.value.key_cert_sign());
+    if !signs || !constraints.is_some_and(|c| c.ca && c.path_len_constraint != Some(0)) {
+        return Err(format!("{named} may not have intermediates below it (basic constraints, key usage)"));
+    }
+    let (from, to) = (system_time(parsed.validity().not_before), system_time(parsed.validity().not_after));
+    if !(from..to).contains(&now) {
+        let when = parsed.validity();
+        return Err(format!("{named} is valid from {} to {}, and not now", when.not_before, when.not_after));
+    }
+    Ok(())
+}
+
 /// The subject key identifier; when there is none, what rcgen writes into leaves.
 pub(super) fn key_id(parsed: &X509Certificate<'_>) -> Vec<u8> {
     let stated = parsed.iter_extensions().find_map(|e| match e.parsed_extension() {

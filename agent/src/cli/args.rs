@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::ca::CaCommand;
 use crate::admin::DEFAULT_SOCKET;
 use crate::config::{Config, Environment};
 
@@ -59,6 +60,11 @@ pub(super) enum Command {
     Connections(Query),
     /// Show or change what the running agent logs
     Log(LogArgs),
+    /// Make an authority's roots and issuing certificates, and replace them
+    Ca {
+        #[command(subcommand)]
+        command: CaCommand,
+    },
     /// Work with configuration files
     Config {
         #[command(subcommand)]

@@ -3,6 +3,7 @@
 
 mod agent;
 mod args;
+mod ca;
 mod check;
 mod client;
 mod controller;
@@ -56,6 +57,7 @@ fn run(command: Command) -> anyhow::Result<Answer> {
         Command::Certs(args) => show::run(&show::CERTIFICATES, &args),
         Command::Connections(args) => show::run(&show::CONNECTIONS, &args),
         Command::Log(args) => status::log(&args),
+        Command::Ca { command } => ca::run(&command),
         Command::Config { command: ConfigCommand::Example { controller } } => files::example(controller),
         Command::Config { command: ConfigCommand::Check { file } } => files::check_config(&file),
         Command::Mesh { command: MeshCommand::Check { file } } => files::check_mesh(&file),

@@ -30,6 +30,12 @@ fn what_may_be_typed() {
         ("underpass uninstall --config f --instance i", false),
         ("underpass log", true),
         ("underpass log info,underpass::proxy=debug", true),
+        ("underpass ca init --root --out d", true),
+        ("underpass ca init", false),
+        ("underpass ca intermediate --root d --out f --trust-domain td --lifetime 90d", true),
+        ("underpass ca intermediate --root d --out f", false),
+        ("underpass ca intermediate --root d --out f --trust-domain TD", false),
+        ("underpass ca node n --out d -o json", true),
         ("underpass", false),
     ] {
         assert_eq!(Underpass::try_parse_from(line.split(' ')).is_ok(), good, "{line}");

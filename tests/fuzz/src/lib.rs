@@ -6,7 +6,9 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
-use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer};
+use underpass::ca::check_request;
 use underpass::discovery::file::{self, FileError};
 use underpass::model::{SpiffeId, TrustDomain};
 use underpass::proxy::tunnel::parse_request;
@@ -42,6 +44,28 @@ pub fn mesh_file(input: &[u8]) -> bool {
             false
         }
         Err(other) => panic!("reading no file gave {other:?}"),
+    }
+}
+
+/// A signing request in PEM, granted for the one identity that the seeds name.
+///
+/// # Panics
+/// When what was granted is for somebody else, or its key is not in the request.
+pub fn csr(input: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(input) else { return false };
+    let Ok(granted) = "spiffe://mesh.test/ns/shop/sa/cart".parse() else { return false };
+    match check_request(text, &granted) {
+        Ok(checked) => {
+            assert_eq!(checked.identity(), &granted);
+            let key = checked.public_key();
+            let der = CertificateSigningRequestDer::from_pem_slice(input).expect("it was read before");
+            assert!(der.windows(key.len()).any(|window| window == key));
+            true
+        }
+        Err(refused) => {
+            assert!(refused.to_string().len() < 4096);
+            false
+        }
     }
 }
 
@@ -165,6 +189,11 @@ mod tests {
             seen += 1;
         }
         assert!(seen > 0, "no seeds in {}", folder.display());
+    }
+
+    #[test]
+    fn csr_takes_its_seeds() {
+        every_seed("csr", super::csr);
     }
 
     #[test]

@@ -102,9 +102,9 @@ pub(crate) fn bytecode() -> Result<Bytecode> {
     Ok(found)
 }
 
-/// `ip`, which node stories and the demo call.
+/// `ip`, which node stories and the demo call, and the `openssl` that judges what we sign.
 pub(crate) fn test_tools() -> Result<()> {
-    packages::need(&[("ip", "iproute2")])
+    packages::need(&[("ip", "iproute2"), ("openssl", "openssl")])
 }
 
 /// What boots and unpacks Debian's kernels.

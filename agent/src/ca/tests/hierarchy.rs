@@ -1,0 +1,112 @@
+//! What the operator's commands leave in folders.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::SystemTime;
+
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::support::{DAY, Scratch, domain, open, world};
+use crate::ca::hierarchy::{
+    self, HierarchyError, INTERMEDIATE_LIFETIME, ROOT_KEY, ROOT_LIFETIME, make_intermediate, make_node,
+    make_root,
+};
+use crate::ca::signing::{self, CERTIFICATE, CHAIN, KEY, ROOTS};
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o7777
+}
+
+fn certificate(path: &Path) -> rustls_pki_types::CertificateDer<'static> {
+    signing::certificates(&fs::read(path).unwrap()).unwrap().remove(0)
+}
+
+#[test]
+fn a_root_is_made_once() {
+    let scratch = Scratch::new();
+    let now = SystemTime::now();
+    let root = make_root(scratch.path(), Some(&domain()), ROOT_LIFETIME, now).unwrap();
+    assert_eq!(mode(&scratch.join(ROOT_KEY)), 0o600);
+    let der = certificate(&scratch.join(ROOTS));
+    let (_, parsed) = X509Certificate::from_der(&der).unwrap();
+    let constraints = parsed.basic_constraints().unwrap().unwrap();
+    assert!(constraints.critical && constraints.value.ca);
+    assert_eq!(constraints.value.path_len_constraint, Some(1));
+    assert_eq!(root.sha256, signing::hex(&crate::tls::sha256(&der)));
+    let key = fs::read(scratch.join(ROOT_KEY)).unwrap();
+    for gone in [None, Some(ROOTS)] {
+        if let Some(gone) = gone {
+            fs::remove_file(scratch.join(gone)).unwrap();
+        }
+        let error = make_root(scratch.path(), None, ROOT_LIFETIME, now).unwrap_err();
+        assert!(matches!(error, HierarchyError::Exists(_)), "{error}");
+        assert!(error.to_string().contains(ROOT_KEY), "{error}");
+        assert_eq!(fs::read(scratch.join(ROOT_KEY)).unwrap(), key);
+    }
+}
+
+#[test]
+fn an_intermediate_signs_leaves_only_and_keeps_what_was_there() {
+    let scratch = world();
+    let (root, ca) = (scratch.join("root"), scratch.join("ca"));
+    let der = certificate(&ca.join(CERTIFICATE));
+    let (_, parsed) = X509Certificate::from_der(&der).unwrap();
+    assert_eq!(parsed.basic_constraints().unwrap().unwrap().value.path_len_constraint, Some(0));
+    let usage = parsed.key_usage().unwrap().unwrap();
+    assert!(usage.critical && usage.value.key_cert_sign() && usage.value.crl_sign());
+    assert!(!usage.value.digital_signature());
+    assert_eq!(mode(&ca.join(KEY)), 0o600);
+
+    let before: Vec<Vec<u8>> =
+        [CERTIFICATE, KEY, CHAIN].iter().map(|n| fs::read(ca.join(n)).unwrap()).collect();
+    let authority = open(&scratch);
+    let made = make_intermediate(&root, &ca, &domain(), INTERMEDIATE_LIFETIME, SystemTime::now()).unwrap();
+    assert_eq!(made.kept.len(), 3);
+    for (name, content) in [CERTIFICATE, KEY, CHAIN].iter().zip(before) {
+        assert_eq!(fs::read(ca.join(format!("{name}.old"))).unwrap(), content, "{name}");
+    }
+    assert_eq!(mode(&ca.join("ca-key.pem.old")), 0o600);
+    assert!(authority.reload().unwrap());
+    assert_eq!(authority.state().borrow().roots.len(), 1);
+}
+
+#[test]
+fn an_intermediate_that_agents_would_refuse_is_not_made() {
+    let (scratch, other) = (world(), world());
+    let now = SystemTime::now();
+    let ca = scratch.join("ca");
+    let before = fs::read(ca.join(KEY)).unwrap();
+    let make =
+        |root: &Path, at: SystemTime| make_intermediate(root, &ca, &domain(), INTERMEDIATE_LIFETIME, at);
+    let error = make(&other.join("root"), now).unwrap_err();
+    assert!(matches!(error, HierarchyError::NotTrusted { .. }), "{error}");
+    assert!(error.to_string().contains("underpass ca rotate"), "{error}");
+    let error = make(&scratch.join("root"), now + ROOT_LIFETIME + DAY).unwrap_err();
+    assert!(error.to_string().contains("and not now"), "{error}");
+    let error = make(&scratch.join("nowhere"), now).unwrap_err();
+    assert!(error.to_string().contains("nowhere/root-cert.pem"), "{error}");
+    fs::copy(other.join("root").join(ROOT_KEY), scratch.join("root").join(ROOT_KEY)).unwrap();
+    let error = make(&scratch.join("root"), now).unwrap_err();
+    assert!(error.to_string().contains("it is not the key of a root"), "{error}");
+    assert_eq!(fs::read(ca.join(KEY)).unwrap(), before);
+}
+
+#[test]
+fn a_nodes_papers_carry_its_key_and_no_end() {
+    let scratch = Scratch::new();
+    let papers = make_node("node-1", scratch.path(), SystemTime::now()).unwrap();
+    assert_eq!(mode(&papers.key), 0o600);
+    let der = certificate(&papers.certificate);
+    let (_, parsed) = X509Certificate::from_der(&der).unwrap();
+    assert_eq!(papers.pin, hierarchy::key_pin(parsed.public_key().raw));
+    assert!(papers.pin.starts_with("sha256:") && papers.pin.len() == 7 + 64);
+    assert_eq!(parsed.subject().to_string(), "CN=node-1");
+    assert_eq!(parsed.validity().not_after.timestamp(), 253_402_300_799);
+    let error = make_node("node-1", scratch.path(), SystemTime::now()).unwrap_err();
+    assert!(matches!(error, HierarchyError::Exists(_)), "{error}");
+    for name in ["", "a b", "a/b", "a\n", &"x".repeat(254)] {
+        let error = make_node(name, &scratch.join("other"), SystemTime::now()).unwrap_err();
+        assert!(matches!(error, HierarchyError::NodeName(_)), "{error}");
+    }
+}

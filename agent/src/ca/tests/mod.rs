@@ -1,0 +1,7 @@
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod authority;
+mod csr;
+mod hierarchy;
+mod openssl;
+mod support;

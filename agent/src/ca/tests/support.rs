@@ -1,0 +1,98 @@
+//! Folders that are gone with the value, and requests of every kind.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use rcgen::{CertificateParams, DistinguishedName, KeyPair, RsaKeySize, SanType};
+
+use crate::ca::hierarchy::{self, INTERMEDIATE_LIFETIME, ROOT_LIFETIME};
+use crate::ca::{Authority, AuthorityConfig};
+use crate::certs::Clock;
+use crate::model::{SpiffeId, TrustDomain};
+
+pub(super) const CART: &str = "spiffe://mesh.test/ns/shop/sa/cart";
+pub(super) const DAY: Duration = Duration::from_secs(24 * 3600);
+
+pub(super) fn id(s: &str) -> SpiffeId {
+    s.parse().unwrap()
+}
+
+pub(super) fn domain() -> TrustDomain {
+    "mesh.test".parse().unwrap()
+}
+
+pub(super) fn uri(s: &str) -> SanType {
+    SanType::URI(s.try_into().unwrap())
+}
+
+pub(in crate::ca) struct Scratch(PathBuf);
+
+impl Scratch {
+    pub(in crate::ca) fn new() -> Self {
+        let name = format!("underpass-ca-{}-{:016x}", std::process::id(), rand::random::<u64>());
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    pub(in crate::ca) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub(in crate::ca) fn join(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        std::fs::remove_dir_all(&self.0).ok();
+    }
+}
+
+/// An offline root in `root`, and an authority's folder under it in `ca`.
+pub(super) fn world() -> Scratch {
+    let scratch = Scratch::new();
+    let now = SystemTime::now();
+    hierarchy::make_root(&scratch.join("root"), Some(&domain()), ROOT_LIFETIME, now).unwrap();
+    hierarchy::make_intermediate(
+        &scratch.join("root"),
+        &scratch.join("ca"),
+        &domain(),
+        INTERMEDIATE_LIFETIME,
+        now,
+    )
+    .unwrap();
+    scratch
+}
+
+pub(super) fn config(scratch: &Scratch) -> AuthorityConfig {
+    AuthorityConfig::new(scratch.join("ca"), domain())
+}
+
+pub(super) fn open(scratch: &Scratch) -> Authority {
+    Authority::open(&config(scratch), Clock::system()).unwrap()
+}
+
+/// One key of each kind that is granted.
+pub(super) fn keys() -> Vec<(&'static str, KeyPair)> {
+    vec![
+        ("P-256", KeyPair::generate().unwrap()),
+        ("P-384", KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap()),
+        ("Ed25519", KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap()),
+        ("RSA", KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, RsaKeySize::_2048).unwrap()),
+    ]
+}
+
+/// What ztunnel sends, changed.
+pub(super) fn params(change: impl FnOnce(&mut CertificateParams)) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.subject_alt_names = vec![uri(CART)];
+    change(&mut params);
+    params
+}
+
+pub(super) fn request(key: &KeyPair, change: impl FnOnce(&mut CertificateParams)) -> String {
+    params(change).serialize_request(key).unwrap().pem().unwrap()
+}
