@@ -1,5 +1,7 @@
 //! `underpass ca`: an authority's files, made and replaced.
 
+mod rotate;
+
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
@@ -23,6 +25,8 @@ pub(super) enum CaCommand {
     /// Make the papers by which a controller knows a node outside Kubernetes
     #[command(after_help = NODE_HELP)]
     Node(Node),
+    /// Replace the root that a mesh rests on, in five steps and without a connection failing
+    Rotate(rotate::RotateArgs),
 }
 
 const INIT_HELP: &str = "\
@@ -96,6 +100,7 @@ pub(super) fn run(command: &CaCommand) -> anyhow::Result<Answer> {
         CaCommand::Init(args) => init_all(args),
         CaCommand::Intermediate(args) => intermediate(args),
         CaCommand::Node(args) => node(args),
+        CaCommand::Rotate(args) => rotate::run(args),
     }
 }
 

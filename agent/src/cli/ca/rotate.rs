@@ -1,0 +1,370 @@
+//! `underpass ca rotate`: replaces the root that a mesh rests on, step by step.
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, bail, ensure};
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use serde_json::json;
+
+use super::super::args::Output;
+use super::super::output::{print, printable, render};
+use super::super::{Answer, client};
+use crate::ca::hierarchy::{self, INTERMEDIATE_LIFETIME};
+use crate::ca::rotation::{
+    Blocked, ControllerView, Folder, Observed, Phase, Record, Standing, judge, root_ids,
+};
+use crate::ca::{Authority, AuthorityConfig};
+use crate::certs::Clock;
+use crate::model::{TrustDomain, units};
+use crate::tls::TrustBundles;
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct RotateArgs {
+    #[command(subcommand)]
+    command: RotateCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum RotateCommand {
+    /// Show the five steps: what is done, what remains, and who has not acknowledged
+    Status(Rotation),
+    /// Do the next step, or say what it waits for
+    Next(Rotation),
+    /// Take the last step back, or say what rests on it
+    Back(Rotation),
+    /// Do every step that is left, waiting for each to be safe; may be interrupted and begun again
+    Run(Rotation),
+}
+
+#[derive(Debug, Args)]
+struct Rotation {
+    /// The authority's folder, as the controllers read it
+    #[arg(long, value_name = "FOLDER")]
+    ca: PathBuf,
+    /// The admin socket of a controller; each of them, where there are several
+    #[arg(long = "controller", value_name = "SOCKET")]
+    controllers: Vec<PathBuf>,
+    /// The trust domain that the authority issues for
+    #[arg(long, default_value = "cluster.local")]
+    trust_domain: TrustDomain,
+    /// A folder of `underpass ca init --root`: root-cert.pem begins the rotation, and root-key.pem, where
+    /// it is there, signs the new issuing certificate
+    #[arg(long, value_name = "DIR")]
+    new_root: Option<PathBuf>,
+    /// A folder of `underpass ca intermediate` under the new root, where its key is kept elsewhere
+    #[arg(long, value_name = "DIR")]
+    intermediate: Option<PathBuf>,
+    /// A node that will never answer: what it still holds will not work any more
+    #[arg(long = "force-without", value_name = "NODE")]
+    without: Vec<String>,
+    /// How often `run` looks again
+    #[arg(long, default_value = "2s", value_parser = pause)]
+    every: Duration,
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    output: Output,
+}
+
+fn pause(text: &str) -> Result<Duration, String> {
+    units::duration::parse(text).map_err(|e| e.to_string())
+}
+
+pub(super) fn run(args: &RotateArgs) -> anyhow::Result<Answer> {
+    match &args.command {
+        RotateCommand::Status(r) => status(r),
+        RotateCommand::Next(r) => next(r),
+        RotateCommand::Back(r) => back(r),
+        RotateCommand::Run(r) => all(r),
+    }
+}
+
+fn status(r: &Rotation) -> anyhow::Result<Answer> {
+    let folder = Folder::open(&r.ca)?;
+    let Some(record) = folder.record()? else { return idle(r) };
+    let standing = r.judge(&record)?;
+    r.show(&record, &standing, None)
+}
+
+fn next(r: &Rotation) -> anyhow::Result<Answer> {
+    let folder = Folder::open(&r.ca)?;
+    let Some(record) = folder.record()? else { return r.begin(&folder) };
+    folder.settle(&record)?;
+    let standing = r.judge(&record)?;
+    if !standing.next.is_empty() {
+        r.show(&record, &standing, Some("not done: the next step has to wait"))?;
+        return Ok(Answer::No);
+    }
+    match r.forward(&folder, &record)? {
+        Some(record) => r.done(&record),
+        None => r.finished(),
+    }
+}
+
+fn back(r: &Rotation) -> anyhow::Result<Answer> {
+    let folder = Folder::open(&r.ca)?;
+    let Some(record) = folder.record()? else { bail!("no rotation is under way in {}", r.ca.display()) };
+    folder.settle(&record)?;
+    let standing = r.judge(&record)?;
+    if !standing.back.is_empty() {
+        r.show(&record, &standing, Some("not taken back: something would break"))?;
+        return Ok(Answer::No);
+    }
+    match folder.back(&record)? {
+        Some(record) => r.done(&record),
+        None => r.say("the rotation was taken back as a whole"),
+    }
+}
+
+fn all(r: &Rotation) -> anyhow::Result<Answer> {
+    let folder = Folder::open(&r.ca)?;
+    let mut record = match folder.record()? {
+        Some(record) => record,
+        None => {
+            r.begin(&folder)?;
+            folder.record()?.context("the rotation that was begun is gone")?
+        }
+    };
+    folder.settle(&record)?;
+    let mut told: Option<Standing> = None;
+    loop {
+        // A controller that restarts answers again soon.
+        let standing = match r.judge(&record) {
+            Ok(standing) => standing,
+            Err(e) => {
+                print(&format!("{}\n", printable(&format!("{e:#}"))))?;
+                std::thread::sleep(r.every);
+                continue;
+            }
+        };
+        if standing.next.is_empty() {
+            record = match r.forward(&folder, &record)? {
+                Some(record) => record,
+                None => return r.finished(),
+            };
+            r.done(&record)?;
+            told = None;
+        } else {
+            if told.as_ref() != Some(&standing) {
+                for blocked in &standing.next {
+                    print(&format!("waiting: {}\n", printable(&blocked.to_string())))?;
+                }
+                told = Some(standing);
+            }
+            std::thread::sleep(r.every);
+        }
+    }
+}
+
+fn idle(r: &Rotation) -> anyhow::Result<Answer> {
+    match r.output {
+        Output::Table => print(&format!(
+            "no rotation is under way in {}; `underpass ca rotate next --new-root DIR` begins one\n",
+            r.ca.display()
+        )),
+        _ => print(&render(&json!({"phase": null}), r.output, String::new)?),
+    }
+}
+
+impl Rotation {
+    fn begin(&self, folder: &Folder) -> anyhow::Result<Answer> {
+        let Some(dir) = &self.new_root else {
+            bail!(
+                "no rotation is under way in {}: name a new root by --new-root DIR (`underpass ca init --root --out DIR` makes one)",
+                self.ca.display()
+            )
+        };
+        let path = dir.join("root-cert.pem");
+        let pem = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        self.check_root(&pem).with_context(|| format!("{} cannot be a root", path.display()))?;
+        // What is there must work: the way back leads to it.
+        self.authority(&self.ca)?;
+        self.done(&folder.name(&pem)?)
+    }
+
+    /// Does the step that follows; `None` when it was the last.
+    fn forward(&self, folder: &Folder, record: &Record) -> anyhow::Result<Option<Record>> {
+        Ok(Some(match record.phase {
+            Phase::Named => folder.trust_both(record)?,
+            Phase::BothTrusted => self.issue_anew(folder, record)?,
+            Phase::NewIssues => folder.withdraw_old(record)?,
+            Phase::OldWithdrawn => {
+                folder.finish()?;
+                return Ok(None);
+            }
+        }))
+    }
+
+    fn issue_anew(&self, folder: &Folder, record: &Record) -> anyhow::Result<Record> {
+        if let Some(ready) = &self.intermediate {
+            return self.issue_from(folder, record, ready);
+        }
+        let key = self.new_root.as_ref().map(|dir| (dir, dir.join("root-key.pem")));
+        let Some((dir, _)) = key.filter(|(_, key)| key.exists()) else {
+            bail!(
+                "the third step needs an issuing certificate under the new root. Where the root's key is:\n    underpass ca intermediate --root DIR --out FOLDER --trust-domain {}\nThen, with that folder: underpass ca rotate next --intermediate FOLDER …",
+                self.trust_domain
+            )
+        };
+        let made = self.ca.join("rotation-made");
+        let remove = || match fs::remove_dir_all(&made) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(e).with_context(|| format!("remove {}", made.display()))
+            }
+            _ => Ok(()),
+        };
+        remove()?;
+        hierarchy::make_intermediate(
+            dir,
+            &made,
+            &self.trust_domain,
+            INTERMEDIATE_LIFETIME,
+            SystemTime::now(),
+        )?;
+        let record = self.issue_from(folder, record, &made);
+        remove()?;
+        record
+    }
+
+    fn issue_from(&self, folder: &Folder, record: &Record, with: &Path) -> anyhow::Result<Record> {
+        let authority = self.authority(with)?;
+        let root = authority.state().borrow().root.clone();
+        ensure!(
+            root_ids(&record.new_root).is_ok_and(|new| new == [root]),
+            "{} does not rest on the new root",
+            with.display()
+        );
+        Ok(folder.issue_anew(record, with)?)
+    }
+
+    fn check_root(&self, pem: &str) -> anyhow::Result<()> {
+        let mut bundles = TrustBundles::new();
+        bundles.add_pem(&self.trust_domain, pem.as_bytes())?;
+        let (_, parsed) = x509_parser::pem::parse_x509_pem(pem.as_bytes())?;
+        let certificate = parsed.parse_x509()?;
+        ensure!(certificate.validity().is_valid(), "it is not valid now");
+        ensure!(
+            certificate.subject() == certificate.issuer(),
+            "it is signed by another ({}): a root signs itself",
+            certificate.issuer()
+        );
+        Ok(())
+    }
+
+    fn authority(&self, folder: &Path) -> anyhow::Result<Authority> {
+        let config = AuthorityConfig::new(folder, self.trust_domain.clone());
+        Ok(Authority::open(&config, Clock::system())?)
+    }
+
+    fn judge(&self, record: &Record) -> anyhow::Result<Standing> {
+        let mut observed = Observed::default();
+        for socket in &self.controllers {
+            let answer = client::ask(socket, "GET", "/agents", "")?;
+            let view: ControllerView = serde_json::from_value(answer).with_context(|| {
+                format!("what {} says of agents does not parse; is it a controller?", socket.display())
+            })?;
+            observed.controllers.push((socket.display().to_string(), view));
+        }
+        let authority = self.authority(&self.ca)?.state().borrow().authority.clone();
+        let without: BTreeSet<String> = self.without.iter().cloned().collect();
+        judge(record, &authority, &observed, &without).map_err(anyhow::Error::msg)
+    }
+
+    fn done(&self, record: &Record) -> anyhow::Result<Answer> {
+        let (number, what) = match record.phase {
+            Phase::Named => (1, "the new root is named; nobody was told of it yet"),
+            Phase::BothTrusted => (2, "agents are told to trust both roots"),
+            Phase::NewIssues => (3, "certificates are issued under the new root"),
+            Phase::OldWithdrawn => (5, "the old root is withdrawn"),
+        };
+        self.say(&format!("step {number} of 5: {what}"))
+    }
+
+    fn finished(&self) -> anyhow::Result<Answer> {
+        self.say("the rotation is complete: everything rests on the new root")
+    }
+
+    fn say(&self, what: &str) -> anyhow::Result<Answer> {
+        for node in &self.without {
+            print(&format!("warning: node {} was not waited for\n", printable(node)))?;
+        }
+        print(&format!("{what}\n"))
+    }
+
+    fn show(&self, record: &Record, standing: &Standing, first: Option<&str>) -> anyhow::Result<Answer> {
+        let view =
+            View { phase: record.phase, steps: steps(standing), next: &standing.next, back: &standing.back };
+        let table = || {
+            let mut out = first.map_or(String::new(), |line| format!("{line}\n"));
+            for step in &view.steps {
+                let _ = writeln!(out, "  {}  {:<8}  {}", step.number, step.state, step.what);
+                for blocked in &step.waits_for {
+                    let _ = writeln!(out, "                 {}", printable(blocked));
+                }
+            }
+            if !standing.back.is_empty() {
+                let _ = writeln!(out, "The last step cannot be taken back now:");
+                for blocked in &standing.back {
+                    let _ = writeln!(out, "                 {}", printable(&blocked.to_string()));
+                }
+            }
+            out
+        };
+        print(&render(&view, self.output, table)?)
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct View<'a> {
+    phase: Phase,
+    steps: Vec<Step>,
+    next: &'a [Blocked],
+    back: &'a [Blocked],
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Step {
+    number: u8,
+    what: &'static str,
+    /// `done`, `waits`, `ready` or `later`.
+    state: &'static str,
+    waits_for: Vec<String>,
+}
+
+fn steps(standing: &Standing) -> Vec<Step> {
+    let whats = [
+        "a new root is named",
+        "agents trust both roots",
+        "certificates are issued under the new root",
+        "everything rests on the new root",
+        "the old root is withdrawn, and no agent trusts it",
+    ];
+    // The one that is being waited for, or can be done.
+    let current = match standing.phase {
+        Phase::Named => 2,
+        Phase::BothTrusted if !standing.next.is_empty() => 2,
+        Phase::BothTrusted => 3,
+        Phase::NewIssues if !standing.next.is_empty() => 4,
+        Phase::NewIssues | Phase::OldWithdrawn => 5,
+    };
+    (1..)
+        .zip(whats)
+        .map(|(number, what)| {
+            let here = number == current;
+            let state = match number {
+                n if n < current => "done",
+                n if n > current => "later",
+                _ if standing.next.is_empty() => "ready",
+                _ => "waits",
+            };
+            let waits_for =
+                if here { standing.next.iter().map(ToString::to_string).collect() } else { vec![] };
+            Step { number, what, state, waits_for }
+        })
+        .collect()
+}
