@@ -11,6 +11,7 @@ pub mod bench;
 pub mod binary;
 pub mod capture;
 pub mod cluster;
+pub mod controller;
 pub mod demo;
 pub mod hbone;
 pub mod hostile;
@@ -30,6 +31,7 @@ pub mod work;
 
 pub use agent::Agent;
 pub use cluster::Cluster;
+pub use controller::Controller;
 pub use mesh::Mesh;
 pub use netns::Netns;
 pub use settings::Settings;

@@ -1,10 +1,13 @@
 //! The agent's configuration file, as the harness fills it in.
 
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+
+use crate::controller::NAME;
 
 /// What a story may want otherwise than usual.
 #[derive(Clone, Debug)]
@@ -24,6 +27,8 @@ pub struct Settings {
     pub tunnel: &'static str,
     /// How long a certificate is valid.
     pub certificate_lifetime: Duration,
+    /// The address of a controller that issues them, in place of the embedded authority.
+    pub controller: Option<SocketAddr>,
 }
 
 impl Default for Settings {
@@ -37,6 +42,7 @@ impl Default for Settings {
             cgroup: "",
             tunnel: "{}",
             certificate_lifetime: Duration::from_secs(3600),
+            controller: None,
         }
     }
 }
@@ -55,9 +61,19 @@ impl Settings {
         let _ = writeln!(t, "bpf:\n  instance: {instance}\n  cgroup: {}", cgroup.display());
         let _ = writeln!(t, "capture:\n  mode: {}", self.capture);
         let _ = writeln!(t, "discovery:\n  file: {dir}/{node}.mesh.yaml\n  debounce: 20ms");
-        let _ = writeln!(t, "certificates:\n  embedded:");
-        let _ = writeln!(t, "    rootCertificate: {dir}/{ROOT_CERTIFICATE}\n    rootKey: {dir}/{ROOT_KEY}");
-        let _ = writeln!(t, "    lifetime: {}s", self.certificate_lifetime.as_secs());
+        let lifetime = self.certificate_lifetime.as_secs();
+        if let Some(controller) = self.controller {
+            let _ = writeln!(t, "certificates:\n  issuer: controller\n  controller:");
+            let _ = writeln!(t, "    address: https://{controller}\n    lifetime: {lifetime}s");
+            let _ = writeln!(t, "    alternativeHostName: {NAME}");
+            let _ = writeln!(t, "    rootCertificate: {dir}/ca/root-cert.pem");
+            let _ = writeln!(t, "    clientCertificate: {dir}/{node}.papers/node.pem");
+            let _ = writeln!(t, "    clientKey: {dir}/{node}.papers/node.key");
+        } else {
+            let _ = writeln!(t, "certificates:\n  embedded:\n    lifetime: {lifetime}s");
+            let _ =
+                writeln!(t, "    rootCertificate: {dir}/{ROOT_CERTIFICATE}\n    rootKey: {dir}/{ROOT_KEY}");
+        }
         let _ = writeln!(t, "tunnel: {}", self.tunnel);
         let _ = writeln!(t, "proxy:\n  workers: {}", self.workers);
         let _ = writeln!(t, "  drainDeadline: {}ms", self.drain_deadline.as_millis());

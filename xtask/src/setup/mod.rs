@@ -14,6 +14,7 @@ use crate::{checkout, process};
 
 mod linker;
 pub(crate) mod packages;
+pub(crate) mod python;
 mod rustc;
 
 /// Find or install the tools that building and testing need.
@@ -53,6 +54,7 @@ impl Setup {
         }
         if wants(What::Test) {
             test_tools()?;
+            second_client()?;
             println!("test: programs are there");
         }
         if wants(What::Vm) {
@@ -105,6 +107,11 @@ pub(crate) fn bytecode() -> Result<Bytecode> {
 /// `ip`, which node stories and the demo call, and the `openssl` that judges what we sign.
 pub(crate) fn test_tools() -> Result<()> {
     packages::need(&[("ip", "iproute2"), ("openssl", "openssl")])
+}
+
+/// What the client of the certificate service that is not ours runs on.
+pub(crate) fn second_client() -> Result<()> {
+    python::find_or_make()
 }
 
 /// What boots and unpacks Debian's kernels.

@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::tally::Tally;
 use super::{Must, agent, expect_success};
 use crate::build::cargo;
-use crate::{checkout, process};
+use crate::{checkout, process, setup};
 
 /// A test program hangs rather than works when it takes longer.
 const LIMIT: Duration = Duration::from_secs(15 * 60);
@@ -116,7 +116,8 @@ pub(super) fn story(program: &Program, must: Must, tally: &mut Tally) -> Result<
 
 fn run(program: &Program, must: Must, arguments: &[&str], live: bool, tally: &mut Tally) -> Result<()> {
     let mut command = Command::new(&program.executable);
-    command.args(arguments).current_dir(&program.folder).env("UNDERPASS_BIN", agent());
+    command.args(arguments).current_dir(&program.folder);
+    command.env("UNDERPASS_BIN", agent()).env("UNDERPASS_PYTHON", setup::python::interpreter());
     if must.run_everything {
         command.env("UNDERPASS_REQUIRE_ROOT", "1");
     }

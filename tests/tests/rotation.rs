@@ -1,0 +1,301 @@
+//! A root is replaced under two live nodes, step by step, while connections are made all the time: none of
+//! them fails, also when the rotation is interrupted, taken back, or a controller crashes in it.
+
+use std::net::TcpStream;
+use std::process::{Command, ExitCode, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use underpass_tests::controller::{Authority, Controller};
+use underpass_tests::stories::{self, World};
+use underpass_tests::work::{server, talk};
+use underpass_tests::{Cluster, Mesh, Server, Settings, Topology, binary, wait};
+
+fn main() -> ExitCode {
+    stories::run(&[
+        ("five_steps_under_traffic_and_no_connection_fails", five_steps),
+        ("three_steps_and_all_the_way_back_under_traffic", there_and_back),
+        ("run_goes_to_the_end_also_when_it_and_a_controller_are_killed_in_it", run_interrupted),
+        ("a_node_that_is_away_holds_the_rotation_and_is_named", absent_node),
+    ])
+}
+
+const APP: u16 = 8080;
+
+struct Rotating {
+    cluster: Cluster,
+    controllers: [Controller; 2],
+    authority: Authority,
+    servers: Vec<Server>,
+    roots: usize,
+}
+
+impl World for Rotating {
+    fn build() -> Result<Self> {
+        let topology = Topology::new(&["n1", "n2"], &[("client", "n1"), ("server", "n2")])?;
+        let authority = Authority::make(&topology)?;
+        // What another authority has signed is renewed within a second, not in half a day.
+        let hurry = "rotation:\n  renewWithin: 1s\n";
+        let controllers = [
+            Controller::start(&topology, "n1", &authority, hurry)?,
+            Controller::start(&topology, "n2", &authority, hurry)?,
+        ];
+        let mesh = Mesh::default().meshed("client", "client").meshed("server", "server").strict();
+        let settings = Settings { controller: Some(controllers[0].address()), ..Settings::default() };
+        let cluster = Cluster::on(topology, mesh, settings)?;
+        let servers = ["client", "server"]
+            .into_iter()
+            .map(|pod| Server::start(cluster.ns(pod), APP, server::echo))
+            .collect::<Result<_>>()?;
+        Ok(Self { cluster, controllers, authority, servers, roots: 0 })
+    }
+
+    fn diagnose(&self) -> String {
+        let tails: Vec<String> = self.controllers.iter().map(Controller::tail).collect();
+        format!("{}\n{}", self.cluster.diagnose(), tails.join("\n"))
+    }
+}
+
+fn five_steps(w: &mut Rotating) -> Result<()> {
+    ensure!(w.servers.len() == 2);
+    let traffic = Traffic::start(w);
+    let mut old = w.long_lived()?;
+    let new = w.new_root()?;
+    let before = w.roots_in_use()?;
+
+    w.next(&["--new-root", &new])?;
+    w.next(&[])?;
+    // Both agents have to say first that they trust both.
+    w.next_when_ready(&["--new-root", &new])?;
+    w.eventually("every certificate rests on the new root", |w| {
+        Ok(w.certificate_roots()?.iter().all(|root| !before.contains(root)))
+    })?;
+    // A tunnel of before lives on, with the connection in it.
+    talk::echo(&mut old, b"still there")?;
+    let refused = w.rotate("next", &[])?;
+    let said = String::from_utf8_lossy(&refused.stdout).into_owned();
+    ensure!(refused.status.code() == Some(4), "the old root was dropped while in use: {said}");
+    ensure!(said.contains("live tunnels that rest on a root that is to go"), "{said}");
+    drop(old);
+    w.restart_tunnels(&traffic)?;
+    w.next_when_ready(&[])?;
+    w.next_when_ready(&[])?;
+    ensure!(w.rotate_json("status", &[])?["phase"].is_null(), "it is not finished");
+    let after = w.roots_in_use()?;
+    ensure!(after.len() == 1 && !before.contains(&after[0]), "{after:?} after {before:?}");
+    traffic.end()
+}
+
+fn there_and_back(w: &mut Rotating) -> Result<()> {
+    let traffic = Traffic::start(w);
+    let new = w.new_root()?;
+    let before = w.roots_in_use()?;
+    w.next(&["--new-root", &new])?;
+    w.next(&[])?;
+    w.next_when_ready(&["--new-root", &new])?;
+    w.eventually("every certificate rests on the new root", |w| {
+        Ok(w.certificate_roots()?.iter().all(|root| !before.contains(root)))
+    })?;
+    // Issuing first; what was issued meanwhile holds the new root for a while.
+    ensure!(w.rotate("back", &[])?.status.success());
+    w.restart_tunnels(&traffic)?;
+    w.eventually("the new root can be taken out again", |w| Ok(w.rotate("back", &[])?.status.success()))?;
+    ensure!(w.rotate("back", &[])?.status.success());
+    ensure!(w.rotate_json("status", &[])?["phase"].is_null(), "it is not taken back");
+    w.eventually("the old root alone is in use", |w| Ok(w.roots_in_use()? == before))?;
+    traffic.end()
+}
+
+fn run_interrupted(w: &mut Rotating) -> Result<()> {
+    let traffic = Traffic::start(w);
+    let new = w.new_root()?;
+    let before = w.roots_in_use()?;
+    let arguments = ["--new-root", &new, "--every", "100ms"];
+    let mut kills = 0;
+    let done = loop {
+        let mut child = w.command("run", &arguments).stdout(Stdio::piped()).spawn()?;
+        if kills < 6 {
+            // At another place each time.
+            std::thread::sleep(Duration::from_millis(120 * (kills + 1)));
+            kills += 1;
+            if let Some(status) = child.try_wait()? {
+                break status;
+            }
+            child.kill()?;
+            child.wait()?;
+            let replica = &mut w.controllers[0];
+            replica.kill()?;
+            replica.run()?;
+            continue;
+        }
+        w.restart_tunnels(&traffic)?;
+        break wait::until(Duration::from_secs(60), "the rotation is complete", || child.try_wait().ok()?)?;
+    };
+    ensure!(done.success(), "run ended with {done}");
+    let after = w.roots_in_use()?;
+    ensure!(after.len() == 1 && !before.contains(&after[0]), "{after:?} after {before:?}");
+    traffic.end()
+}
+
+fn absent_node(w: &mut Rotating) -> Result<()> {
+    let new = w.new_root()?;
+    w.next(&["--new-root", &new])?;
+    w.cluster.n2.stop(wait::PATIENCE)?;
+    w.next(&[])?;
+    let waits = w.eventually_some("n2 alone is waited for", |w| {
+        let status = w.rotate_json("status", &[])?;
+        let next = status["next"].as_array().context("no next")?.clone();
+        Ok((next.len() == 1).then(|| next[0].clone()))
+    })?;
+    ensure!(waits["node"] == "n2" && waits["why"] == "notConnected", "{waits}");
+    ensure!(w.rotate("next", &["--new-root", &new])?.status.code() == Some(4), "it did not wait");
+    let forced = w.rotate("next", &["--new-root", &new, "--force-without", "n2"])?;
+    let said = String::from_utf8_lossy(&forced.stdout).into_owned();
+    ensure!(forced.status.success() && said.contains("n2 was not waited for"), "{said}");
+    // It comes back in time and needs no forcing any more.
+    w.cluster.n2.run()?;
+    w.next_when_ready(&[])?;
+    w.next_when_ready(&[])?;
+    let from = w.cluster.ns("client");
+    talk::echo_once(from, w.cluster.addr("server", APP, false)).context("traffic afterwards")
+}
+
+impl Rotating {
+    fn new_root(&mut self) -> Result<String> {
+        self.roots += 1;
+        Ok(self.authority.root(&format!("root-{}", self.roots))?.display().to_string())
+    }
+
+    fn command(&self, verb: &str, more: &[&str]) -> Command {
+        let mut command = Command::new(binary::agent().unwrap_or_default());
+        command.args(["ca", "rotate", verb, "--ca"]).arg(self.authority.folder());
+        for controller in &self.controllers {
+            command.arg("--controller").arg(controller.socket());
+        }
+        command.args(more).stdin(Stdio::null());
+        command
+    }
+
+    fn rotate(&self, verb: &str, more: &[&str]) -> Result<Output> {
+        let output = self.command(verb, more).output().context("underpass ca rotate")?;
+        if !matches!(output.status.code(), Some(0 | 4)) {
+            bail!("ca rotate {verb}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(output)
+    }
+
+    fn rotate_json(&self, verb: &str, more: &[&str]) -> Result<Value> {
+        let output = self.rotate(verb, &[more, &["-o", "json"]].concat())?;
+        serde_json::from_slice(&output.stdout).context("what rotate says is no JSON")
+    }
+
+    /// One step that nothing stands in the way of.
+    fn next(&self, more: &[&str]) -> Result<()> {
+        let output = self.rotate("next", more)?;
+        ensure!(output.status.success(), "it waits: {}", String::from_utf8_lossy(&output.stdout));
+        Ok(())
+    }
+
+    fn next_when_ready(&self, more: &[&str]) -> Result<()> {
+        self.eventually("the next step can be done", |w| Ok(w.rotate("next", more)?.status.success()))
+            .with_context(|| format!("{:?}", self.rotate_json("status", &[])))
+    }
+
+    fn eventually(&self, what: &str, is_so: impl Fn(&Self) -> Result<bool>) -> Result<()> {
+        self.eventually_some(what, |w| Ok(is_so(w)?.then_some(())))
+    }
+
+    fn eventually_some<T>(&self, what: &str, ask: impl Fn(&Self) -> Result<Option<T>>) -> Result<T> {
+        let mut failed = None;
+        let found = wait::until(wait::PATIENCE, what, || match ask(self) {
+            Ok(answer) => answer,
+            Err(e) => {
+                failed = Some(format!("{e:#}"));
+                None
+            }
+        });
+        found.with_context(|| failed.unwrap_or_default())
+    }
+
+    /// What both agents tell the controller about their certificates.
+    fn certificate_roots(&self) -> Result<Vec<String>> {
+        let view = self.controllers[0].admin("/agents")?;
+        let agents = view["agents"].as_array().context("no agents")?;
+        let connected: Vec<&Value> = agents.iter().filter(|a| a["connected"] == true).collect();
+        ensure!(connected.len() == 2, "{} agents", connected.len());
+        let mut roots = Vec::new();
+        for agent in connected {
+            for held in agent["certificates"].as_array().context("no certificates")? {
+                roots.push(held["root"].as_str().context("no root")?.to_owned());
+            }
+        }
+        ensure!(roots.len() == 2, "{roots:?}");
+        Ok(roots)
+    }
+
+    /// What the controller tells agents to trust.
+    fn roots_in_use(&self) -> Result<Vec<String>> {
+        let view = self.controllers[0].admin("/agents")?;
+        let roots = view["roots"].as_array().context("no roots")?;
+        roots.iter().map(|r| Ok(r["sha256"].as_str().context("no sha256")?.to_owned())).collect()
+    }
+
+    fn long_lived(&self) -> Result<TcpStream> {
+        let to = self.cluster.addr("server", APP, false);
+        let mut stream = talk::dial(self.cluster.ns("client"), to)?;
+        talk::echo(&mut stream, b"first")?;
+        Ok(stream)
+    }
+
+    /// Waits for connections that began after this: those before them may rest on anything.
+    fn restart_tunnels(&self, traffic: &Traffic) -> Result<()> {
+        let before = traffic.done();
+        wait::until_true(wait::PATIENCE, "more connections were made", || traffic.done() > before + 20)
+    }
+}
+
+/// Short connections in both directions, all the time.
+struct Traffic {
+    stop: Arc<AtomicBool>,
+    done: Arc<AtomicUsize>,
+    threads: Vec<JoinHandle<Result<()>>>,
+}
+
+impl Traffic {
+    fn start(w: &Rotating) -> Self {
+        let (stop, done) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
+        let pairs = [("client", "server"), ("server", "client")];
+        let threads = pairs.map(|(from, to)| {
+            let (ns, to) = (w.cluster.ns(from).clone(), w.cluster.addr(to, APP, from == "server"));
+            let (stop, done) = (stop.clone(), done.clone());
+            std::thread::spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    let so_far = done.fetch_add(1, Ordering::Relaxed);
+                    talk::echo_once(&ns, to).with_context(|| format!("connection {so_far} to {to}"))?;
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                Ok(())
+            })
+        });
+        Self { stop, done, threads: threads.into() }
+    }
+
+    fn done(&self) -> usize {
+        self.done.load(Ordering::Relaxed)
+    }
+
+    /// That none failed, and that there were many.
+    fn end(self) -> Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads {
+            thread.join().map_err(|_| anyhow::anyhow!("a traffic thread panicked"))??;
+        }
+        let done = self.done.load(Ordering::Relaxed);
+        ensure!(done > 50, "only {done} connections");
+        Ok(())
+    }
+}
