@@ -3,7 +3,8 @@
 //! [`client_config`] and [`server_config`] turn one of our certificates into rustls configurations.
 //! Both verify the peer with the same function (`verify.rs`), which asks in this order: is the leaf an
 //! X.509-SVID (`svid.rs`), do we hold roots for the trust domain that it claims, does it chain to one of
-//! *them*, and is it somebody we accept here. After the handshake [`peer_of`] gives the proven identity.
+//! *them* with nothing on the way revoked (`crl.rs`), and is it somebody we accept here. After the handshake
+//! [`peer_of`] gives the proven identity, and [`Trust::hold`] tells when it is trusted no more (`live.rs`).
 //! Any failure is a [`TlsError`] that names the rule and the offending value; [`cause_of`] and
 //! [`reason_of`] find it again in the I/O error that the handshake ends with.
 
