@@ -21,6 +21,14 @@ pub struct Caller {
 
 pub(super) fn of(status: &Status, config: &IstioConfig, identity: &SpiffeId) -> CertError {
     let asked = asked(config, identity);
+    if is_of_no_authority(status) {
+        return CertError::Issuer(format!(
+            "{}, {asked}: something else answers there, or before it: correct certificates.{}.address, or see \
+             the proxy's log",
+            said(status),
+            config.name
+        ));
+    }
     if is_unreadable(status) {
         return CertError::Answer(format!("{}, {asked}", shorten(status.message())));
     }
@@ -74,6 +82,12 @@ pub(in crate::certs) fn next_step(status: &Status, config: &IstioConfig) -> Stri
 pub(in crate::certs) fn is_of_the_server(status: &Status) -> bool {
     // tonic keeps the error of the transport when it makes a status of one.
     status.source().is_none()
+}
+
+/// An HTTP error with a page as its body, which tonic took for messages.
+fn is_of_no_authority(status: &Status) -> bool {
+    let told = status.message().split_once("while receiving response with status: ");
+    told.is_some_and(|(_, http)| !http.starts_with("200"))
 }
 
 /// tonic tells its own refusal to read an answer only by the text, which a test holds.

@@ -173,8 +173,8 @@ impl Stream {
             news = !state.value.as_ref().is_some_and(|held| held.is_the_same(&svid));
             *state = Streamed { value: Some(Arc::new(svid)), error: None };
         });
-        // Whoever asked first is still waiting.
-        if !first && (news || failed) {
+        // Whoever asked first is still waiting, or has given up.
+        if news && (!first || failed) {
             self.nudge();
         }
     }

@@ -383,27 +383,27 @@ impl std::io::Write for Log {
 }
 
 /// The files that the issuer reads, and the root of the server's certificate.
-struct Place {
-    scratch: Scratch,
-    root: Authority,
+pub(super) struct Place {
+    pub(super) scratch: Scratch,
+    pub(super) root: Authority,
 }
 
 impl Place {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let place = Self { scratch: Scratch::new(), root: Authority::root() };
         place.write("token", TOKEN);
         place
     }
 
-    fn write(&self, name: &str, text: &str) {
+    pub(super) fn write(&self, name: &str, text: &str) {
         fs::write(self.scratch.path().join(name), text).unwrap();
     }
 
-    async fn server(&self, hierarchy: Hierarchy) -> Server {
+    pub(super) async fn server(&self, hierarchy: Hierarchy) -> Server {
         self.server_that(move |asked| answer(Ok(hierarchy.issue(&asked)))).await
     }
 
-    async fn server_that(
+    pub(super) async fn server_that(
         &self,
         script: impl Fn(Asked) -> BoxFuture<'static, Answer> + Send + Sync + 'static,
     ) -> Server {
@@ -413,7 +413,7 @@ impl Place {
     }
 }
 
-fn answer(answer: Answer) -> BoxFuture<'static, Answer> {
+pub(super) fn answer(answer: Answer) -> BoxFuture<'static, Answer> {
     futures::future::ready(answer).boxed()
 }
 

@@ -69,15 +69,8 @@ impl Server {
         name: SanType,
         script: impl Fn(Asked) -> BoxFuture<'static, Answer> + Send + Sync + 'static,
     ) -> Self {
-        let shown = root.leaf("spiffe://unused/ns/a/sa/b", |leaf| leaf.subject_alt_names = vec![name]);
-        let mut tls = ServerConfig::builder_with_provider(provider())
-            .with_protocol_versions(&[&TLS13])
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(shown.chain.clone(), shown.key())
-            .unwrap();
-        tls.alpn_protocols = vec![b"h2".to_vec()];
-        Self::with_tls((Ipv4Addr::LOCALHOST, 0).into(), Arc::new(tls), script).await
+        let tls = tls(root, &[b"h2"], |leaf| leaf.subject_alt_names = vec![name]);
+        Self::with_tls((Ipv4Addr::LOCALHOST, 0).into(), tls, script).await
     }
 
     pub(super) async fn with_tls(
@@ -141,6 +134,23 @@ pub(super) fn config(address: SocketAddr, dir: &Path) -> IstioConfig {
             service_account: "underpass".into(),
         },
     }
+}
+
+/// A server whose certificate is under `root`, changed.
+pub(super) fn tls(
+    root: &Authority,
+    alpn: &[&[u8]],
+    change: impl FnOnce(&mut CertificateParams),
+) -> Arc<ServerConfig> {
+    let shown = root.leaf("spiffe://unused/ns/a/sa/b", change);
+    let mut tls = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(shown.chain.clone(), shown.key())
+        .unwrap();
+    tls.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    Arc::new(tls)
 }
 
 async fn serve(

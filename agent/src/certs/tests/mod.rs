@@ -3,6 +3,7 @@
 mod controller;
 mod embedded;
 mod istio;
+mod istio_hostile;
 mod istio_server;
 mod manager;
 mod renewal;

@@ -254,6 +254,9 @@ async fn another_trust_domain_is_not_asked_for_and_silence_costs_a_deadline() {
     assert_eq!(opened.selectors[1], "k8s:sa:cart");
     let error = within(asked).await.unwrap().unwrap_err().to_string();
     assert!(error.contains("nothing came within 2 s") && error.contains(CART), "{error}");
+    // Whoever gave up hears of it when it comes after all.
+    opened.stream.push(svids([svid(&id(CART), &world.root.leaf(CART, |_| {}))]));
+    assert_eq!(world.nudge().await, Nudge::Identity(id(CART)));
 }
 
 #[tokio::test]
