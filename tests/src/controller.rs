@@ -149,7 +149,9 @@ impl Controller {
                 .stderr(log)
                 .spawn()
         });
-        self.child = Some(child.with_context(|| format!("starting {}", binary.display()))?);
+        let child = child.with_context(|| format!("starting {}", binary.display()))?;
+        fs::write(self.pid_file(), format!("{}\n{}\n", child.id(), config.display()))?;
+        self.child = Some(child);
         let end = Instant::now() + wait::PATIENCE;
         while Instant::now() < end {
             if let Some(status) = self.child.as_mut().context("it was not started")?.try_wait()? {
@@ -179,7 +181,13 @@ impl Controller {
         kill(Pid::from_raw(child.id().cast_signed()), signal).context("a signal to the controller")?;
         wait::until(wait::PATIENCE, "the controller has ended", || child.try_wait().ok().flatten())?;
         self.child = None;
+        let _ = fs::remove_file(self.pid_file());
         Ok(())
+    }
+
+    /// Leaves the process running when this is dropped.
+    pub fn detach(mut self) {
+        self.child = None;
     }
 
     /// As agents reach it.
@@ -226,6 +234,10 @@ impl Controller {
 
     fn log_path(&self) -> PathBuf {
         self.file("controller.log")
+    }
+
+    fn pid_file(&self) -> PathBuf {
+        self.file("controller.pid")
     }
 
     fn file(&self, end: &str) -> PathBuf {

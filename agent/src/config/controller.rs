@@ -220,7 +220,7 @@ impl ControllerConfig {
             }
         }
         if let Some(name) = listed_twice(&self.nodes()) {
-            complaints.add(nodes(), &format!("two lines have the name or the key of {name}"));
+            complaints.add(nodes(), format!("two lines have the name or the key of {name}"));
         }
         complaints
     }

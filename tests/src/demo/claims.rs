@@ -24,6 +24,8 @@ pub(super) fn before(stage: &Stage, report: &mut Report) {
 }
 
 pub(super) fn with_agents(stage: &Stage, agents: &Agents, report: &mut Report) {
+    let claim = "the controller gave each node certificates of its own pods, under an offline root";
+    report.claim(claim, certificates(agents));
     for v6 in [false, true] {
         let family = if v6 { "IPv6" } else { "IPv4" };
         let claim = format!("HTTP works unchanged, and in TLS on the wire ({family})");
@@ -71,6 +73,36 @@ fn encrypted(stage: &Stage, v6: bool) -> Result<String> {
         answer.status,
         answer.body.len(),
         hbone::PORT
+    ))
+}
+
+/// What the agents say that they hold, against what the controller says that it signed with.
+fn certificates(agents: &Agents) -> Result<String> {
+    let nodes = [("n1", vec![identity("client"), identity("second")]), ("n2", vec![identity("server")])];
+    let view = wait::until(wait::PATIENCE, "both agents have told the controller what they hold", || {
+        let view = agents.controller.admin("/agents").ok()?;
+        let held =
+            view["agents"].as_array()?.iter().map(|a| a["certificates"].as_array().map_or(0, Vec::len));
+        (held.sum::<usize>() == 3).then_some(view)
+    })?;
+    let root = view["roots"][0]["sha256"].as_str().context("no root")?;
+    for (node, expected) in &nodes {
+        let agents = view["agents"].as_array().into_iter().flatten();
+        let held: Vec<_> = agents
+            .filter(|a| a["node"] == *node)
+            .flat_map(|a| a["certificates"].as_array().into_iter().flatten())
+            .collect();
+        let mut identities: Vec<&str> = held.iter().filter_map(|c| c["identity"].as_str()).collect();
+        identities.sort_unstable();
+        ensure!(identities == *expected, "{node} holds {identities:?}");
+        for certificate in held {
+            ensure!(certificate["authority"] == view["authority"], "signed by another: {certificate}");
+            ensure!(certificate["root"] == root, "under another root: {certificate}");
+        }
+    }
+    let subject = view["roots"][0]["subject"].as_str().unwrap_or_default();
+    Ok(format!(
+        "3 certificates in memory on 2 nodes; the root is {subject}, its key is not on the controller"
     ))
 }
 
@@ -149,6 +181,7 @@ fn outside_untouched(stage: &Stage, agents: &Agents) -> Result<String> {
 }
 
 fn gone(stage: &mut Stage, agents: &mut Agents) -> Result<String> {
+    agents.controller.stop()?;
     for agent in [&mut agents.n1, &mut agents.n2] {
         let status = agent.stop(wait::PATIENCE)?;
         ensure!(status.success(), "{}: {status}\n{}", agent.node().name, agent.tail());

@@ -25,13 +25,14 @@ pub(super) fn leave(mut stage: Stage, agents: Agents) -> Result<()> {
     for pod in ["server", "outside"] {
         spawn_server(&me, &stage.topology.pod(pod).ns, stage.topology.dir(), pod)?;
     }
-    let socket = agents.n1.socket();
+    let (socket, controller) = (agents.n1.socket(), agents.controller.socket());
     let (n1, n2) = (agents.n1.log_path(), stage.topology.dir().join("n2.access.json"));
+    agents.controller.detach();
     agents.n1.detach();
     agents.n2.detach();
     stage.topology.keep();
     let server = stage.topology.pod("server").ip4;
-    let underpass = binary::agent()?;
+    let underpass = binary::agent()?.display().to_string();
     println!(
         "\nEverything is left standing. To try:\n\
          \x20 ip netns exec {KEPT}-client curl -s http://{server}:{WEB}/        # in mutual TLS\n\
@@ -39,13 +40,16 @@ pub(super) fn leave(mut stage: Stage, agents: Agents) -> Result<()> {
          \x20 ip netns exec {KEPT}-unmeshed curl -s http://{server}:{WEB}/      # refused by STRICT\n\
          \x20 ip netns exec {KEPT}-client curl -s http://{}:{WEB}/    # beside the mesh\n\
          \x20 ip netns exec {KEPT}-n1 tcpdump -ni nodelink -A tcp               # what the link carries\n\
-         \x20 {} status --socket {}\n\
+         \x20 {underpass} status --socket {}\n\
+         \x20 {underpass} certs --socket {}\n\
+         \x20 curl -s --unix-socket {} http://controller/agents              # what the controller knows\n\
          \x20 tail -f {} {}\n\
          To remove it all:\n\
          \x20 {} --clean",
         OUTSIDE.0,
-        underpass.display(),
         socket.display(),
+        socket.display(),
+        controller.display(),
         n1.display(),
         n2.display(),
         me.display(),

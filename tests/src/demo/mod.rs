@@ -1,4 +1,4 @@
-//! The demo: two nodes, five pods, two real agents, and what can be seen of them.
+//! The demo: two nodes, five pods, a real controller, two real agents, and what can be seen of them.
 //!
 //! Each claim is checked with an instrument that is shown to be able to say the opposite: the capture
 //! that must not see the marker in the mesh's traffic does see it in the traffic beside the mesh.
@@ -16,6 +16,7 @@ use anyhow::{Context, Result};
 pub use keep::{KEPT, clean, serve_forever};
 use report::Report;
 
+use crate::controller::{Authority, Controller};
 use crate::work::http;
 use crate::{Agent, Mesh, Server, Settings, Topology};
 
@@ -60,12 +61,12 @@ pub fn run(keep: bool) -> Result<bool> {
     let agents = stage.start_agents();
     let agents = match agents {
         Ok(agents) => {
-            report
-                .ok("two agents started", &format!("both ready after {} ms", started.elapsed().as_millis()));
+            let took = started.elapsed().as_millis();
+            report.ok("a controller and two agents started", &format!("all ready after {took} ms"));
             agents
         }
         Err(e) => {
-            report.failed("two agents started", &format!("{e:#}"));
+            report.failed("a controller and two agents started", &format!("{e:#}"));
             return Ok(report.end());
         }
     };
@@ -80,8 +81,9 @@ pub fn run(keep: bool) -> Result<bool> {
     Ok(report.end())
 }
 
-/// The agents of both nodes.
+/// The agents of both nodes, and the controller on the first.
 struct Agents {
+    controller: Controller,
     n1: Agent,
     n2: Agent,
 }
@@ -110,17 +112,20 @@ impl Stage {
     }
 
     fn start_agents(&self) -> Result<Agents> {
+        // An offline root, an authority under it, a key for each node; and what each node may ask for.
+        let authority = Authority::make(&self.topology)?;
+        let controller = Controller::start(&self.topology, "n1", &authority, "")?;
         let start = |node| {
-            let settings = Settings::default();
+            let settings = Settings { controller: Some(controller.address()), ..Settings::default() };
             let mut agent = Agent::prepare(&self.topology, node, &self.mesh, settings)?;
             agent.spawn()?;
             Ok::<_, anyhow::Error>(agent)
         };
-        // Both at once, as on a cluster: they agree on a root by themselves.
+        // Both at once, as on a cluster.
         let (mut n1, mut n2) = (start("n1")?, start("n2")?);
         n1.wait_ready().context("node n1")?;
         n2.wait_ready().context("node n2")?;
-        Ok(Agents { n1, n2 })
+        Ok(Agents { controller, n1, n2 })
     }
 
     fn ip(&self, pod: &str, v6: bool) -> IpAddr {

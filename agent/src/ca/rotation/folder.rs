@@ -15,8 +15,10 @@ pub struct Folder {
     path: PathBuf,
     _lock: Flock<File>,
     /// Asked before each change of a file: tests fail there.
-    before: Box<dyn Fn(&Path) -> io::Result<()>>,
+    before: Box<Before>,
 }
+
+type Before = dyn Fn(&Path) -> io::Result<()>;
 
 #[derive(Debug, thiserror::Error)]
 pub enum FolderError {
