@@ -16,7 +16,7 @@ use crate::admin::{self, Admin};
 use crate::bpf::{Flows, Kernel, Programs};
 use crate::certs::{
     self, Caller, ClientFiles, ControllerIssuer, EmbeddedConfig, EmbeddedIssuer, Issuer, IstioConfig,
-    IstioIssuer, ReportSource, SpireConfig, SpireIssuer,
+    IstioIssuer, ReportSource, SpireConfig, SpireIssuer, Surroundings, TrustConfig, TrustFiles,
 };
 use crate::config::{CapturePreference, Config, Embedded, IssuerKind};
 use crate::discovery::file::{FileOptions, FileSource, FileStatus};
@@ -61,7 +61,7 @@ async fn serve(config: Config, log: LogControl, descriptors: usize) -> anyhow::R
     let store = Store::new();
 
     let kernel = load(&config).await?;
-    let (certs, controller) = certificates(&config)?;
+    let (certs, controller) = certificates(&config, &telemetry)?;
     let source = file_source(&config, &telemetry);
     let source_status = source.status();
     let destinations = Arc::new(Destinations::new(Arc::clone(&kernel)));
@@ -119,6 +119,10 @@ async fn serve(config: Config, log: LogControl, descriptors: usize) -> anyhow::R
         store: store.clone(),
         pods: Arc::clone(&table),
         kernel: Arc::clone(&kernel),
+        trust: Box::new({
+            let certs = certs.clone();
+            move || certs.trust()
+        }),
         certificates: Box::new(move || certs.list()),
         mesh: Box::new(move || source_view(&source_status.get())),
         config: serde_json::to_value(&config).context("cannot show the configuration as JSON")?,
@@ -177,7 +181,10 @@ async fn load(config: &Config) -> anyhow::Result<Arc<dyn Kernel>> {
 }
 
 /// The manager, and the controller if there is one that wants to be followed.
-fn certificates(config: &Config) -> anyhow::Result<(certs::Manager, Option<Arc<ControllerIssuer>>)> {
+fn certificates(
+    config: &Config,
+    telemetry: &Telemetry,
+) -> anyhow::Result<(certs::Manager, Option<Arc<ControllerIssuer>>)> {
     let c = &config.certificates;
     let mut controller = None;
     let issuer: Arc<dyn Issuer> = match c.issuer {
@@ -191,7 +198,12 @@ fn certificates(config: &Config) -> anyhow::Result<(certs::Manager, Option<Arc<C
         IssuerKind::Controller => controller.insert(Arc::new(controller_issuer(config)?)).clone(),
     };
     let settings = certs::Config { deadline: c.deadline, concurrency: usize::from(c.concurrency) };
-    Ok((certs::Manager::new(issuer, &settings), controller))
+    let around = Surroundings {
+        trust: trust_files(config)?,
+        telemetry: Some(telemetry.clone()),
+        ..Surroundings::default()
+    };
+    Ok((certs::Manager::within(issuer, &settings, around), controller))
 }
 
 /// What the controller is told about this node.
@@ -202,17 +214,33 @@ struct Reports {
 impl ReportSource for Reports {
     fn certificates(&self) -> Vec<HeldCertificate> {
         let held = self.certs.list().into_iter().filter(|view| view.serial.is_some());
-        held.map(|view| HeldCertificate { identity: view.identity.to_string(), ..Default::default() })
-            .collect()
+        let bytes = |digits: Option<String>| digits.as_deref().map(tls::unhex).unwrap_or_default();
+        held.map(|view| HeldCertificate {
+            identity: view.identity.to_string(),
+            authority: bytes(view.authority_key_id),
+            root: bytes(view.root_sha256),
+        })
+        .collect()
     }
 
     fn tunnels(&self) -> Vec<RestingTunnels> {
-        Vec::new()
+        let all = self.certs.tunnels_by_root().into_iter();
+        all.map(|(root, count)| RestingTunnels { root: root.to_vec(), count: count as u64 }).collect()
     }
 
     fn in_force(&self, roots: &TrustBundles) -> bool {
         self.certs.judges_by(roots)
     }
+}
+
+fn trust_files(config: &Config) -> anyhow::Result<TrustFiles> {
+    let trust = &config.certificates.trust;
+    let files = TrustFiles::open(&TrustConfig {
+        bundles: trust.bundles.iter().map(|b| (b.trust_domain.clone(), b.file.clone())).collect(),
+        revocation_lists: trust.revocation_lists.clone(),
+        poll: trust.poll_interval,
+    });
+    files.context("certificates.trust")
 }
 
 fn embedded_issuer(embedded: &Embedded) -> anyhow::Result<EmbeddedIssuer> {

@@ -21,6 +21,7 @@ pub(super) fn state(sources: &Arc<Sources>) -> Router {
         .route("/policies", get(|s: Shared| json(s, Sources::policies)))
         .route("/pods", get(|s: Shared| json(s, Sources::pods)))
         .route("/certificates", get(|s: Shared| json(s, |s| (s.certificates)())))
+        .route("/trust", get(|s: Shared| json(s, |s| (s.trust)())))
         .route("/connections", get(|s: Shared| json(s, |s| s.telemetry.connections())))
         .route("/config", get(|s: Shared| json(s, |s| s.config.clone())))
         .route("/log", get(log_filter).put(set_log_filter))

@@ -10,7 +10,7 @@ use super::views::{
     MeshStatus, PodCounts, PodStateView, PodView, ServiceView, SourceView, Status, Workloads,
 };
 use crate::bpf::Kernel;
-use crate::certs::CertView;
+use crate::certs::{CertView, TrustView};
 use crate::discovery::{Snapshot, Store};
 use crate::lifecycle::{Readiness, Shutdown};
 use crate::model::workload::Health;
@@ -31,6 +31,7 @@ pub struct Sources {
     pub store: Store,
     pub pods: Arc<ArcSwap<Table>>,
     pub kernel: Arc<dyn Kernel>,
+    pub trust: Box<dyn Fn() -> TrustView + Send + Sync>,
     pub certificates: Box<dyn Fn() -> Vec<CertView> + Send + Sync>,
     /// The source of workloads and policy.
     pub mesh: Box<dyn Fn() -> SourceView + Send + Sync>,
@@ -61,8 +62,21 @@ impl Sources {
             source: (self.mesh)(),
             pods: count(&pods),
             connections: self.telemetry.connection_count(),
-            findings: audit(&pods, self.rows()),
+            findings: self.findings(&pods),
         }
+    }
+
+    fn findings(&self, pods: &[PodState]) -> Vec<String> {
+        let files = (self.trust)().files.into_iter();
+        let refused = files.filter_map(|file| {
+            let why = file.problem?;
+            Some(format!(
+                "trust file {}: {why}; what was read at {} is in force",
+                file.path.display(),
+                file.accepted
+            ))
+        });
+        audit(pods, self.rows()).into_iter().chain(refused).collect()
     }
 
     pub(super) fn workloads(&self) -> Workloads {

@@ -2,7 +2,7 @@ use super::*;
 use crate::bpf::Kernel as _;
 use crate::bpf::fake::FakeKernel;
 use crate::bpf::{CaptureMode, Enrolment, Marks, OwnPorts};
-use crate::certs::{CertState, CertView};
+use crate::certs::{CertState, CertView, FileView, TrustView};
 use crate::discovery::{State, Store};
 use crate::lifecycle::{Readiness, Shutdown};
 use crate::model::workload::Health;
@@ -73,6 +73,18 @@ async fn agent() -> Agent {
         store,
         pods: Arc::new(ArcSwap::from_pointee(Table::from([refused]))),
         kernel: kernel.clone(),
+        trust: Box::new(|| TrustView {
+            bundles: vec![],
+            revocation_lists: vec![],
+            files: vec![FileView {
+                path: "/etc/friend.pem".into(),
+                trust_domain: None,
+                items: 1,
+                accepted: "2026-08-22T09:00:00Z".into(),
+                next_update: None,
+                problem: Some("it is empty".into()),
+            }],
+        }),
         certificates: Box::new(|| vec![certificate()]),
         mesh: Box::new(|| views::SourceView {
             name: "file".into(),
@@ -143,9 +155,14 @@ fn certificate() -> CertView {
         serial: Some("0a".into()),
         not_before: Some("2026-08-22T09:00:00Z".into()),
         not_after: Some("2026-08-23T09:00:00Z".into()),
+        expires_in_seconds: Some(86_400.0),
         renewal_due: None,
         chain_length: 1,
+        chain: vec![],
         authority: None,
+        authority_key_id: None,
+        root_sha256: None,
+        issuer_ahead_seconds: None,
         issuer: "embedded".into(),
         leases: 1,
         last_error: None,
@@ -210,7 +227,13 @@ async fn state_as_json_over_the_socket() {
     assert_eq!(status["pods"], json!({ "enrolled": 0, "refused": 1, "leaving": 0 }));
     assert_eq!(status["source"]["refused"], "mesh.yaml:3: workloads[0].name: missing");
     assert_eq!(status["connections"], 1);
-    assert_eq!(status["findings"], json!(["pod shop/client-1 is not enrolled: no such namespace"]));
+    assert_eq!(
+        status["findings"],
+        json!([
+            "pod shop/client-1 is not enrolled: no such namespace",
+            "trust file /etc/friend.pem: it is empty; what was read at 2026-08-22T09:00:00Z is in force",
+        ])
+    );
 
     let workloads = get_json(&agent, "/workloads").await;
     let names: Vec<_> = workloads.as_array().unwrap().iter().map(|w| w["name"].as_str().unwrap()).collect();

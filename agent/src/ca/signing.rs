@@ -21,6 +21,7 @@ use crate::certs::leaf;
 use crate::model::spiffe::shorten;
 use crate::model::{SpiffeId, TrustDomain};
 use crate::tls::{self, Accept, TrustBundles, Trusted, sha256};
+pub(super) use crate::tls::{hex, unhex};
 
 /// The issuing certificate.
 pub const CERTIFICATE: &str = "ca-cert.pem";
@@ -313,15 +314,6 @@ pub(super) fn pem(der: &CertificateDer<'_>) -> String {
         out.push('\n');
     }
     out + "-----END CERTIFICATE-----\n"
-}
-
-/// What [`hex`] wrote.
-pub(super) fn unhex(text: &str) -> Vec<u8> {
-    (0..text.len() / 2).filter_map(|i| u8::from_str_radix(text.get(2 * i..2 * i + 2)?, 16).ok()).collect()
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 pub(super) fn system_time(t: x509_parser::time::ASN1Time) -> SystemTime {

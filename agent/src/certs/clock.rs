@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use tokio::time::Instant;
+
 /// What time it is. Tests hand in one that moves with tokio's paused time.
 #[derive(Clone)]
 pub struct Clock(Arc<dyn Fn() -> SystemTime + Send + Sync>);
@@ -22,17 +24,42 @@ impl Clock {
         (self.0)()
     }
 
-    /// Waits until `at`, in short steps: when the wall clock is set, or the machine was suspended, a
-    /// timer that tokio runs on the monotonic clock would wake long after.
+    /// Waits until `at`, or for as long as it was until then when this began: whichever comes first. So a
+    /// wall clock that is set back does not prolong the wait, and one that is set forward, or a machine
+    /// that was suspended, shortens it.
     pub async fn reach(&self, at: SystemTime) {
-        while let Ok(left) = at.duration_since(self.now()) {
+        self.reached(self.deadline(at)).await;
+    }
+
+    /// `at` by the wall clock, together with the same moment by the monotonic one.
+    pub(super) fn deadline(&self, at: SystemTime) -> Deadline {
+        let left = at.duration_since(self.now()).unwrap_or(Duration::ZERO).min(LONGEST);
+        Deadline { at, latest: Instant::now() + left }
+    }
+
+    /// Waits in short steps: a timer that tokio runs on the monotonic clock sees nothing of the other.
+    pub(super) async fn reached(&self, deadline: Deadline) {
+        while let Ok(left) = deadline.at.duration_since(self.now()) {
+            let left = left.min(deadline.latest.saturating_duration_since(Instant::now()));
             if left.is_zero() {
                 return;
             }
-            tokio::time::sleep(left.clamp(Duration::from_millis(1), Duration::from_secs(60))).await;
+            tokio::time::sleep(left.clamp(Duration::from_millis(1), LOOK)).await;
         }
     }
 }
+
+/// A moment on both clocks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Deadline {
+    pub(super) at: SystemTime,
+    latest: Instant,
+}
+
+/// How long a change of the wall clock may go unnoticed.
+pub(super) const LOOK: Duration = Duration::from_secs(60);
+
+const LONGEST: Duration = Duration::from_secs(3650 * 24 * 3600);
 
 impl Default for Clock {
     fn default() -> Self {

@@ -1,66 +1,119 @@
 //! One identity's certificate and the task that keeps it fresh.
 
 use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use arc_swap::ArcSwapOption;
+use arc_swap::ArcSwap;
 use futures::FutureExt;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep};
 
-use super::view::{CertState, CertView, rfc3339};
-use super::{CertError, Clock, Identity, Issuer, renewal};
+use super::clock::{Deadline, LOOK};
+use super::identity::vouched;
+use super::slots::Urgency;
+use super::view::{CertState, CertView, link_views, rfc3339, seconds};
+use super::workshop::Workshop;
+use super::{CertError, Clock, Identity, renewal};
 use crate::model::SpiffeId;
-
-/// What every entry's task works with.
-pub(super) struct Workshop {
-    pub(super) issuer: Arc<dyn Issuer>,
-    pub(super) clock: Clock,
-    /// How long one call to the issuer may take.
-    pub(super) deadline: Duration,
-    /// How many calls may be under way at once.
-    pub(super) slots: Semaphore,
-    /// Uniform in 0.0..1.0.
-    pub(super) die: Box<dyn Fn() -> f64 + Send + Sync>,
-}
+use crate::tls::{Certificate, Trust, TrustBundles, Trusted, hex, rests_on};
 
 pub(super) struct Entry {
     identity: SpiffeId,
-    current: ArcSwapOption<Identity>,
+    held: ArcSwap<Held>,
+    /// Shared by all certificates that this identity has one after the other.
+    trust: Trust,
+    /// The roots that came with the newest certificate. Locked while `trust` is replaced.
+    roots: Mutex<TrustBundles>,
     progress: Mutex<Progress>,
     /// How the latest attempt ended; a new value for each attempt.
     outcome: watch::Sender<Option<CertError>>,
+    urgency: Arc<Urgency>,
+    /// To fetch now, whatever is planned.
+    nudged: AtomicBool,
+    /// To look again at what is to be done.
+    wake: Notify,
 }
 
+/// At most one of both is used: the newer as soon as it is valid, the older until then.
 #[derive(Default)]
+struct Held {
+    newest: Option<Arc<Identity>>,
+    older: Option<Arc<Identity>>,
+}
+
 struct Progress {
     failures: u32,
+    /// Certificates in a row that another authority had signed than the issuer says signs now.
+    strangers: u32,
     last_error: Option<CertError>,
-    next_attempt: Option<SystemTime>,
+    next: Option<Deadline>,
+    /// Whether `next` is there so that a failing issuer is not asked in a tight loop.
+    is_retry: bool,
+    /// The start of the newest certificate's validity against our clock when it was asked for, in seconds.
+    /// Above zero, the issuer's clock is ahead of ours by so much at least.
+    ahead: Option<f64>,
+    skew_told: Option<Instant>,
+}
+
+struct Fetched {
+    identity: Identity,
+    roots: TrustBundles,
+    asked: SystemTime,
+}
+
+impl Held {
+    fn at(&self, now: SystemTime) -> Option<&Arc<Identity>> {
+        let valid = |identity: &&Arc<Identity>| identity.certificate().is_valid_at(now);
+        self.newest.as_ref().filter(valid).or_else(|| self.older.as_ref().filter(valid))
+    }
 }
 
 impl Entry {
-    pub(super) fn new(identity: SpiffeId) -> Self {
+    pub(super) fn new(identity: SpiffeId, workshop: &Workshop) -> Self {
         Self {
             identity,
-            current: ArcSwapOption::empty(),
-            progress: Mutex::default(),
+            held: ArcSwap::default(),
+            trust: Trust::counted(workshop.compose(&TrustBundles::new()), &workshop.in_use),
+            roots: Mutex::default(),
+            progress: Mutex::new(Progress {
+                failures: 0,
+                strangers: 0,
+                last_error: None,
+                next: None,
+                is_retry: false,
+                ahead: None,
+                skew_told: None,
+            }),
             outcome: watch::Sender::new(None),
+            urgency: Arc::default(),
+            nudged: AtomicBool::new(false),
+            wake: Notify::new(),
         }
     }
 
-    /// The certificate, if there is one that is valid at `now`.
+    /// The certificate, if there is one that is valid at `now`. Not to have one is a reason to hurry.
     pub(super) fn current(&self, now: SystemTime) -> Option<Arc<Identity>> {
-        self.current.load_full().filter(|identity| identity.certificate().is_valid_at(now))
+        let current = self.usable(now);
+        if current.is_none() && self.urgency.miss() {
+            self.wake.notify_one();
+        }
+        current
+    }
+
+    fn usable(&self, now: SystemTime) -> Option<Arc<Identity>> {
+        self.held.load().at(now).cloned()
     }
 
     /// The certificate as soon as there is a valid one; or why the next attempt to end failed.
     pub(super) async fn ready(&self, clock: &Clock) -> Result<Arc<Identity>, CertError> {
         let mut outcome = self.outcome.subscribe();
         loop {
-            if let Some(identity) = self.current(clock.now()) {
+            if let Some(identity) = self.usable(clock.now()) {
                 return Ok(identity);
             }
+            self.wake.notify_one();
             if outcome.changed().await.is_err() {
                 return Err(CertError::Issuer("the certificate manager has stopped".into()));
             }
@@ -70,18 +123,71 @@ impl Entry {
         }
     }
 
+    pub(super) fn urgency(&self) -> &Urgency {
+        &self.urgency
+    }
+
     /// Fetches, and renews for ever. The manager aborts it with the last lease.
     pub(super) async fn keep_fresh(self: Arc<Self>, workshop: Arc<Workshop>) {
         loop {
+            let started = Instant::now();
+            self.nudged.store(false, Ordering::Relaxed);
             let result = self.fetch(&workshop).await;
-            let next = self.note(result, &workshop);
-            workshop.clock.reach(next).await;
+            workshop.count(
+                started.elapsed(),
+                result.as_ref().err(),
+                self.usable(workshop.clock.now()).is_some(),
+            );
+            self.note(result, &workshop);
+            self.rest(&workshop).await;
         }
     }
 
-    async fn fetch(&self, workshop: &Workshop) -> Result<Identity, CertError> {
-        // The semaphore is never closed; if it were, going on without a slot would be the lesser evil.
-        let _slot = workshop.slots.acquire().await;
+    /// Waits for the next attempt's time, or for a reason not to.
+    async fn rest(&self, workshop: &Workshop) {
+        let clock = &workshop.clock;
+        loop {
+            let (next, is_retry) = {
+                let progress = self.progress();
+                (progress.next.unwrap_or_else(|| clock.deadline(clock.now())), progress.is_retry)
+            };
+            tokio::select! {
+                () = clock.reached(next) => return,
+                () = self.until_newest_is_valid(clock) => self.settle(clock.now()),
+                () = self.wake.notified() => {}
+                () = sleep(LOOK) => {}
+            }
+            // When the clock was set, a certificate may have lost its validity without a timer to tell.
+            let lacks_one = !is_retry && self.usable(clock.now()).is_none();
+            if self.nudged.load(Ordering::Relaxed) || lacks_one {
+                return;
+            }
+        }
+    }
+
+    async fn until_newest_is_valid(&self, clock: &Clock) {
+        let held = self.held.load_full();
+        let later = |i: &&Arc<Identity>| i.certificate().not_before() > clock.now();
+        match held.newest.as_ref().filter(later) {
+            Some(newest) => clock.reach(newest.certificate().not_before()).await,
+            None if held.older.is_some()
+                && held.newest.as_ref().is_some_and(|n| n.certificate().is_valid_at(clock.now())) => {}
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Lets the older go once the newest serves.
+    fn settle(&self, now: SystemTime) {
+        let held = self.held.load_full();
+        let Some(newest) = held.newest.as_ref().filter(|n| n.certificate().is_valid_at(now)) else { return };
+        self.held.store(Arc::new(Held { newest: Some(newest.clone()), older: None }));
+        self.urgency.served(newest.certificate().not_before(), newest.certificate().not_after());
+        self.outcome.send_replace(None);
+    }
+
+    async fn fetch(&self, workshop: &Workshop) -> Result<Fetched, CertError> {
+        let _slot = workshop.slots.take(self.urgency.clone()).await;
+        let asked = workshop.clock.now();
         // A panic in an issuer must not end the renewals of an identity for ever.
         let call = AssertUnwindSafe(async { workshop.issuer.issue(&self.identity).await }).catch_unwind();
         let issued = match tokio::time::timeout(workshop.deadline, call).await {
@@ -89,66 +195,209 @@ impl Entry {
             Ok(Err(_panic)) => return Err(CertError::Issuer("the issuer panicked: report it".into())),
             Err(_elapsed) => return Err(CertError::Deadline(workshop.deadline)),
         };
-        Identity::from_issued(issued, &self.identity, workshop.clock.now())
+        let roots = issued.roots.clone();
+        let trusted = workshop.compose(&roots);
+        let now = workshop.clock.now();
+        let identity = Identity::from_issued(issued, &self.identity, &trusted, &self.trust, now);
+        match identity {
+            Ok(identity) => Ok(Fetched { identity, roots, asked }),
+            Err(CertError::Certificate(source)) if workshop.issuer_keeps_roots() && source.is_unvouched() => {
+                Err(CertError::NotVouched { issuer: workshop.issuer.name().into(), source: Box::new(source) })
+            }
+            Err(other) => Err(other),
+        }
     }
 
-    /// Publishes how an attempt ended and says when the next is due.
-    fn note(&self, result: Result<Identity, CertError>, workshop: &Workshop) -> SystemTime {
+    /// Publishes how an attempt ended and plans the next.
+    fn note(&self, result: Result<Fetched, CertError>, workshop: &Workshop) {
         let now = workshop.clock.now();
         let die = (workshop.die)();
+        let taken = result.map(|fetched| self.take(fetched, workshop, now));
+        let held = self.held.load_full();
+        let usable = held.at(now).map(|i| i.certificate().not_after());
         let mut progress = self.progress();
-        let (next, error) = match result {
-            Ok(identity) => {
-                let certificate = identity.certificate().clone();
-                let due_at =
-                    if workshop.issuer.pushes() { renewal::pushed_due } else { renewal::renewal_due };
-                let due = due_at(certificate.not_before(), certificate.not_after(), die);
-                // An issuer that gives what is half used up already must not be asked in a tight loop.
-                let due = due.max(now + renewal::backoff(1, die));
-                tracing::info!(identity = %self.identity, serial = certificate.serial(),
-                    not_after = rfc3339(certificate.not_after()), renewal_due = rfc3339(due), "certificate issued");
-                self.current.store(Some(Arc::new(identity)));
-                progress.failures = 0;
-                (due, None)
+        let error = match &taken {
+            Ok((certificate, ahead)) => {
+                progress.ahead = Some(*ahead);
+                self.tell_skew(&mut progress, certificate, *ahead, now);
+                // Nothing is valid until the newest is: to ask again may be sooner.
+                let gap = usable.is_none_or(|end| end < certificate.not_before());
+                (gap && now < certificate.not_before()).then(|| CertError::NotYet {
+                    identity: self.identity.clone(),
+                    not_before: rfc3339(certificate.not_before()),
+                    now: rfc3339(now),
+                    ahead: ahead.max(0.0).ceil() as u64,
+                })
             }
-            Err(error) => {
-                progress.failures = progress.failures.saturating_add(1);
-                let held = self.current.load_full().map(|i| i.certificate().not_after());
-                let at = renewal::retry_at(now, progress.failures, held, die);
-                tracing::warn!(identity = %self.identity, failures = progress.failures,
-                    retry_at = rfc3339(at), %error, "no certificate issued");
-                (at, Some(error))
-            }
+            Err(error) => Some(error.clone()),
         };
+        let next = match (&error, &taken) {
+            (None, Ok((certificate, _))) => {
+                progress.failures = 0;
+                self.plan_renewal(&mut progress, certificate, workshop, now, die)
+            }
+            (Some(error), _) => {
+                progress.failures = progress.failures.saturating_add(1);
+                let at = renewal::retry_at(now, progress.failures, usable, die);
+                tracing::warn!(identity = %self.identity, failures = progress.failures,
+                    retry_at = rfc3339(at), %error, "no certificate issued that can be used now");
+                at
+            }
+            (None, Err(_)) => now,
+        };
+        progress.is_retry = error.is_some();
         progress.last_error = error.clone();
-        progress.next_attempt = Some(next);
+        progress.next = Some(workshop.clock.deadline(next));
         drop(progress);
         self.outcome.send_replace(error);
-        next
+    }
+
+    /// Puts a new certificate in force, after the trust that it was checked against.
+    fn take(&self, fetched: Fetched, workshop: &Workshop, now: SystemTime) -> (Certificate, f64) {
+        let Fetched { identity, roots, asked } = fetched;
+        {
+            let mut held = self.roots();
+            *held = roots;
+            self.trust.set(workshop.compose(&held));
+        }
+        let certificate = identity.certificate().clone();
+        let ahead = seconds(certificate.not_before(), asked);
+        let before = self.held.load_full();
+        let valid = certificate.is_valid_at(now);
+        // Each answer of an issuer that is ahead begins later than the one before: the first is kept, or none
+        // would ever begin.
+        let sooner = before.newest.as_ref().filter(|newest| {
+            let waits = newest.certificate();
+            !valid && now < waits.not_before() && waits.not_before() <= certificate.not_before()
+        });
+        if let Some(sooner) = sooner {
+            return (sooner.certificate().clone(), ahead);
+        }
+        let older = if valid { None } else { before.at(now).cloned() };
+        self.held.store(Arc::new(Held { newest: Some(Arc::new(identity)), older }));
+        if valid {
+            self.urgency.served(certificate.not_before(), certificate.not_after());
+        }
+        (certificate, ahead)
+    }
+
+    fn plan_renewal(
+        &self,
+        progress: &mut Progress,
+        certificate: &Certificate,
+        workshop: &Workshop,
+        now: SystemTime,
+        die: f64,
+    ) -> SystemTime {
+        let due_at = if workshop.issuer.pushes() { renewal::pushed_due } else { renewal::renewal_due };
+        let due = due_at(certificate.not_before(), certificate.not_after(), die);
+        // An issuer that gives what is half used up already must not be asked in a tight loop.
+        let mut due = due.max(now + renewal::backoff(1, die));
+        match workshop.signing().filter(|s| s.is_other(certificate)) {
+            // The answer was on its way when the authority changed, or a replica is behind.
+            Some(signing) => {
+                progress.strangers = progress.strangers.saturating_add(1);
+                let pause = Duration::from_secs(1 << progress.strangers.min(20));
+                due = due.min(now + signing.within.mul_f64(die.clamp(0.0, 1.0)).max(pause));
+            }
+            None => progress.strangers = 0,
+        }
+        tracing::info!(identity = %self.identity, serial = certificate.serial(),
+            not_after = rfc3339(certificate.not_after()), renewal_due = rfc3339(due), "certificate issued");
+        due
+    }
+
+    fn tell_skew(&self, progress: &mut Progress, certificate: &Certificate, ahead: f64, now: SystemTime) {
+        if certificate.not_before() <= now || progress.skew_told.is_some_and(|t| t.elapsed() < QUIET) {
+            return;
+        }
+        progress.skew_told = Some(Instant::now());
+        tracing::warn!(identity = %self.identity, not_before = rfc3339(certificate.not_before()),
+            now = rfc3339(now), ahead_at_least = format!("{ahead:.0} s"),
+            "the issuer's clock is ahead of this node's: the certificate is used once it is valid here; \
+             compare the clocks");
+    }
+
+    /// Fetches now.
+    pub(super) fn nudge(&self) {
+        self.nudged.store(true, Ordering::Relaxed);
+        self.wake.notify_one();
+    }
+
+    /// Renews within `workshop`'s newest word on who signs, if somebody else has signed what is held.
+    pub(super) fn heed_signing(&self, workshop: &Workshop) {
+        let Some(signing) = workshop.signing() else { return };
+        let mut progress = self.progress();
+        let held = self.held.load_full();
+        let Some(newest) = held.newest.as_ref() else { return };
+        if progress.is_retry || !signing.is_other(newest.certificate()) {
+            return;
+        }
+        let die = (workshop.die)().clamp(0.0, 1.0);
+        let at = workshop.clock.now() + signing.within.mul_f64(die);
+        if progress.next.is_none_or(|next| at < next.at) {
+            progress.next = Some(workshop.clock.deadline(at));
+            drop(progress);
+            self.wake.notify_one();
+        }
+    }
+
+    /// Puts changed roots and revocations in force, and asks anew if they speak against what is held.
+    pub(super) fn recompose(&self, workshop: &Workshop) {
+        let trusted = {
+            let roots = self.roots();
+            let trusted = workshop.compose(&roots);
+            self.trust.set(trusted.clone());
+            trusted
+        };
+        let held = self.held.load_full();
+        let Some(newest) = &held.newest else { return };
+        let certificate = newest.certificate();
+        let at = workshop.clock.now().min(certificate.not_after());
+        if let Err(error) = vouched(certificate, &trusted, at) {
+            tracing::warn!(identity = %self.identity, %error,
+                "peers with our roots do not take the certificate in use: fetching another");
+            self.nudge();
+        }
+    }
+
+    pub(super) fn trusted(&self) -> Arc<Trusted> {
+        self.trust.now()
     }
 
     pub(super) fn view(&self, issuer: &str, leases: usize, now: SystemTime) -> CertView {
-        let held = self.current.load_full();
-        let certificate = held.as_ref().map(|identity| identity.certificate());
+        let held = self.held.load_full();
+        let shown = held.at(now).or(held.newest.as_ref());
+        let certificate = shown.map(|identity| identity.certificate());
+        let trusted = self.trust.now();
+        let root = certificate.and_then(|c| rests_on(c.chain(), &trusted, now.max(c.not_before())).ok());
         let progress = self.progress();
-        let state = match (certificate.map(|c| c.is_valid_at(now)), &progress.last_error) {
-            (Some(true), None) => CertState::Valid,
-            (Some(true), Some(_)) => CertState::RenewalFailing,
-            (Some(false), _) => CertState::Expired,
+        let state = match (certificate, &progress.last_error) {
+            (Some(c), None) if c.is_valid_at(now) => CertState::Valid,
+            (Some(c), Some(_)) if c.is_valid_at(now) => CertState::RenewalFailing,
+            (Some(c), _) if now < c.not_before() => CertState::NotYetValid,
+            (Some(_), _) => CertState::Expired,
             (None, None) => CertState::Fetching,
             (None, Some(_)) => CertState::Failed,
         };
+        let own = self.identity.trust_domain();
         CertView {
             identity: self.identity.clone(),
-            trust_domain: self.identity.trust_domain().clone(),
+            trust_domain: own.clone(),
             state,
             serial: certificate.map(|c| c.serial().to_owned()),
             not_before: certificate.map(|c| rfc3339(c.not_before())),
             not_after: certificate.map(|c| rfc3339(c.not_after())),
-            renewal_due: progress.next_attempt.map(rfc3339),
+            expires_in_seconds: certificate.map(|c| seconds(c.not_after(), now)),
+            renewal_due: progress.next.map(|next| rfc3339(next.at)),
             chain_length: certificate.map_or(0, |c| c.chain().len()),
+            chain: certificate
+                .map_or_else(Vec::new, |c| link_views(c, root.as_ref(), trusted.bundles.roots(own), now)),
             authority: certificate.map(|c| c.issuer().to_owned()),
+            authority_key_id: certificate.and_then(Certificate::authority_key_id).map(hex),
+            root_sha256: root.map(|digest| hex(&digest)),
             issuer: issuer.to_owned(),
+            issuer_ahead_seconds: progress.ahead,
             leases,
             last_error: progress.last_error.as_ref().map(ToString::to_string),
         }
@@ -158,4 +407,11 @@ impl Entry {
         // Plain fields that are each written whole: a panic elsewhere leaves them usable.
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn roots(&self) -> MutexGuard<'_, TrustBundles> {
+        self.roots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
+
+/// Between two complaints about one identity's clock skew.
+const QUIET: Duration = Duration::from_secs(600);

@@ -6,9 +6,10 @@ use std::time::SystemTime;
 
 use rustls::{ClientConfig, ServerConfig};
 
+use super::view::rfc3339;
 use super::{CertError, Issued};
 use crate::model::SpiffeId;
-use crate::tls::{self, Accept, Certificate, ClientTemplate, TlsError, Trust};
+use crate::tls::{self, Accept, Certificate, ClientTemplate, TlsError, Trust, Trusted};
 
 /// One certificate with everything that is made from it once. A renewal makes a new one; connections
 /// that were set up with the old keep it as long as they need.
@@ -27,16 +28,27 @@ impl Identity {
         static LAST: AtomicU64 = AtomicU64::new(0);
         Ok(Self {
             number: LAST.fetch_add(1, Ordering::Relaxed) + 1,
-            server: tls::server_config(&certificate, &trust)?,
+            server: tls::server_config_federated(&certificate, &trust)?,
             client: ClientTemplate::new(&certificate, &trust)?,
             certificate,
             trust,
         })
     }
 
-    /// Checks an issuer's answer as a peer would, at `now`: no handshake should be the first to notice
-    /// that a certificate is somebody else's, expired, or of an unknown root.
-    pub(super) fn from_issued(issued: Issued, asked: &SpiffeId, now: SystemTime) -> Result<Self, CertError> {
+    /// Checks an issuer's answer as a peer that holds `trusted` would: no handshake should be the first to
+    /// notice that a certificate is somebody else's, expired, or of an unknown root. One that is not valid
+    /// yet is judged as of when it will be.
+    pub(super) fn from_issued(
+        issued: Issued,
+        asked: &SpiffeId,
+        trusted: &Trusted,
+        trust: &Trust,
+        now: SystemTime,
+    ) -> Result<Self, CertError> {
+        if issued.chain.len() > MOST_LINKS || issued.chain.iter().any(|c| c.len() > MOST_BYTES) {
+            let most = format!("more than {MOST_LINKS} certificates, or one of more than {MOST_BYTES} bytes");
+            return Err(CertError::Answer(most));
+        }
         let certificate = Certificate::new(issued.chain, issued.key.clone_key())?;
         if certificate.identity() != asked {
             return Err(CertError::OtherIdentity {
@@ -44,9 +56,15 @@ impl Identity {
                 got: certificate.identity().clone(),
             });
         }
-        let myself = Accept::Identities(vec![asked.clone()]);
-        tls::verify_chain(certificate.chain(), &issued.roots.clone().into(), &myself, now)?;
-        Ok(Self::new(certificate, issued.roots)?)
+        if now > certificate.not_after() {
+            return Err(CertError::ExpiredOnArrival {
+                identity: asked.clone(),
+                not_after: rfc3339(certificate.not_after()),
+                now: rfc3339(now),
+            });
+        }
+        vouched(&certificate, trusted, now)?;
+        Ok(Self::new(certificate, trust)?)
     }
 
     /// No two of this process have the same.
@@ -74,3 +92,23 @@ impl Identity {
         self.client.expecting(expected)
     }
 }
+
+/// Whether `trusted` has the roots for one of our own certificates, at `now` or when it becomes valid.
+///
+/// A revocation list that is out of date does not count here: it must not keep us from a certificate that
+/// peers with newer lists accept. One that names the certificate does.
+pub(super) fn vouched(certificate: &Certificate, trusted: &Trusted, now: SystemTime) -> Result<(), TlsError> {
+    let myself = Accept::Identities(vec![certificate.identity().clone()]);
+    let at = now.max(certificate.not_before());
+    match tls::verify_chain(certificate.chain(), trusted, &myself, at) {
+        Err(TlsError::RevocationListExpired { .. }) => {
+            let without = Trusted { bundles: trusted.bundles.clone(), revoked: Default::default() };
+            tls::verify_chain(certificate.chain(), &without, &myself, at).map(drop)
+        }
+        other => other.map(drop),
+    }
+}
+
+/// A peer takes in no more, and a handshake with it would fail.
+const MOST_LINKS: usize = 16;
+const MOST_BYTES: usize = 64 * 1024;

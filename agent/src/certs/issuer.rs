@@ -102,7 +102,36 @@ pub enum CertError {
     Answer(String),
     #[error("the issuer's certificate is for {got}, asked was {asked}: it must not be used")]
     OtherIdentity { asked: SpiffeId, got: SpiffeId },
+    #[error(
+        "the certificate that the issuer made for {identity} ended at {not_after}, and it is {now} here: this node's clock is ahead of the issuer's, or the issuer gives out old ones; compare the clocks"
+    )]
+    ExpiredOnArrival { identity: SpiffeId, not_after: String, now: String },
+    #[error(
+        "the certificate of {identity} is good from {not_before}, and it is {now} here: the issuer's clock is ahead of this node's by {ahead} s at least; it is used from then on, or as soon as the clocks agree"
+    )]
+    NotYet { identity: SpiffeId, not_before: String, now: String, ahead: u64 },
+    #[error(
+        "the roots that {issuer} says to trust do not vouch for the certificate that it gave ({source}); it is asked again until they do: compare its chain with the roots it publishes"
+    )]
+    NotVouched { issuer: Arc<str>, source: Box<TlsError> },
     /// The certificate breaks a rule, or does not chain to the roots that came with it.
     #[error("the issuer's certificate is unusable: {0}")]
     Certificate(#[from] TlsError),
+}
+
+impl CertError {
+    /// One of a few words, for a metric.
+    pub fn cause(&self) -> &'static str {
+        match self {
+            Self::Refused { .. } => "refused",
+            Self::Issuer(_) => "issuer",
+            Self::Deadline(_) => "deadline",
+            Self::Answer(_) => "unusable_answer",
+            Self::OtherIdentity { .. } => "other_identity",
+            Self::ExpiredOnArrival { .. } => "expired",
+            Self::NotYet { .. } => "not_yet_valid",
+            Self::NotVouched { .. } => "not_vouched",
+            Self::Certificate(_) => "unusable_certificate",
+        }
+    }
 }

@@ -1,18 +1,24 @@
 //! Who holds which certificate.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
-use super::entry::{Entry, Workshop};
-use super::{CertError, CertView, Clock, Identity, Issuer};
+use super::entry::Entry;
+use super::slots::Slots;
+use super::trust::{self, TrustFiles};
+use super::view::{TrustView, samples};
+use super::workshop::{Signing, Workshop};
+use super::{CertError, CertView, Clock, Identity, Issuer, Nudge};
 use crate::model::SpiffeId;
-use crate::tls::TrustBundles;
+use crate::telemetry::{CertificateSamples, Telemetry};
+use crate::tls::{InUse, TrustBundles};
 
 /// How the manager deals with its issuer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +45,8 @@ struct Inner {
     workshop: Arc<Workshop>,
     runtime: Handle,
     held: Mutex<HashMap<SpiffeId, Held>>,
+    /// Ends with the last handle.
+    attendant: Mutex<Option<AbortHandle>>,
 }
 
 struct Held {
@@ -47,10 +55,36 @@ struct Held {
     leases: usize,
 }
 
+/// What else the manager works with.
+pub struct Surroundings {
+    pub clock: Clock,
+    /// Uniform in 0.0..1.0.
+    pub die: Box<dyn Fn() -> f64 + Send + Sync>,
+    /// Configured roots and revocation lists. The manager follows them.
+    pub trust: TrustFiles,
+    /// Where live tunnels are counted.
+    pub in_use: InUse,
+    /// Where attempts are counted.
+    pub telemetry: Option<Telemetry>,
+}
+
+impl Default for Surroundings {
+    /// The machine's clock, real dice, no files, nobody who counts.
+    fn default() -> Self {
+        Self {
+            clock: Clock::system(),
+            die: Box::new(rand::random),
+            trust: TrustFiles::default(),
+            in_use: InUse::default(),
+            telemetry: None,
+        }
+    }
+}
+
 impl Manager {
     /// Must be called within a tokio runtime, which then runs the renewals.
     pub fn new(issuer: Arc<dyn Issuer>, config: &Config) -> Self {
-        Self::with_clock(issuer, config, Clock::system(), rand::random)
+        Self::within(issuer, config, Surroundings::default())
     }
 
     /// As [`Self::new`], with the time and the die (uniform in 0.0..1.0) handed in.
@@ -60,16 +94,38 @@ impl Manager {
         clock: Clock,
         die: impl Fn() -> f64 + Send + Sync + 'static,
     ) -> Self {
+        Self::within(issuer, config, Surroundings { clock, die: Box::new(die), ..Surroundings::default() })
+    }
+
+    /// As [`Self::new`], with everything handed in.
+    pub fn within(issuer: Arc<dyn Issuer>, config: &Config, around: Surroundings) -> Self {
+        let nudges = issuer.nudges();
         let workshop = Workshop {
+            roots: issuer.roots(),
             issuer,
-            clock,
+            slots: Slots::new(config.concurrency, around.clock.clone()),
+            clock: around.clock,
             deadline: config.deadline,
-            slots: Semaphore::new(config.concurrency.max(1)),
-            die: Box::new(die),
+            die: around.die,
+            files: around.trust,
+            in_use: around.in_use,
+            signing: Mutex::default(),
+            telemetry: around.telemetry,
         };
-        let inner =
-            Inner { workshop: Arc::new(workshop), runtime: Handle::current(), held: Mutex::default() };
-        Self { inner: Arc::new(inner) }
+        let runtime = Handle::current();
+        let inner = Arc::new(Inner {
+            workshop: Arc::new(workshop),
+            runtime,
+            held: Mutex::default(),
+            attendant: Mutex::default(),
+        });
+        let attendant = inner.runtime.spawn(attend(Arc::downgrade(&inner), inner.workshop.clone(), nudges));
+        *inner.attendant.lock().unwrap_or_else(PoisonError::into_inner) = Some(attendant.abort_handle());
+        if let Some(telemetry) = &inner.workshop.telemetry {
+            let asked = Arc::downgrade(&inner);
+            telemetry.watch_certificates(move || asked.upgrade().map(|i| i.samples()).unwrap_or_default());
+        }
+        Self { inner }
     }
 
     /// Holds a certificate for `identity` until the lease is dropped. The first lease starts the fetch;
@@ -77,7 +133,7 @@ impl Manager {
     pub fn lease(&self, identity: &SpiffeId) -> Lease {
         let mut held = self.inner.held();
         let slot = held.entry(identity.clone()).or_insert_with(|| {
-            let entry = Arc::new(Entry::new(identity.clone()));
+            let entry = Arc::new(Entry::new(identity.clone(), &self.inner.workshop));
             let task = self.inner.runtime.spawn(entry.clone().keep_fresh(self.inner.workshop.clone()));
             Held { entry, task: task.abort_handle(), leases: 0 }
         });
@@ -87,23 +143,110 @@ impl Manager {
 
     /// Every leased identity and the state of its certificate, by name.
     pub fn list(&self) -> Vec<CertView> {
-        let Workshop { issuer, clock, .. } = &*self.inner.workshop;
+        self.inner.list()
+    }
+
+    /// The configured files and the roots and lists in force.
+    pub fn trust(&self) -> TrustView {
+        self.inner.trust()
+    }
+
+    /// Whether every new handshake is judged by exactly these roots of the issuer's, in the trust domains
+    /// that they are for, beside what files add.
+    pub fn judges_by(&self, roots: &TrustBundles) -> bool {
+        let wanted = trust::compose(roots, &self.inner.workshop.files.now()).bundles;
+        let entries: Vec<_> = self.inner.held().values().map(|h| h.entry.clone()).collect();
+        entries.iter().all(|entry| {
+            let judged = &entry.trusted().bundles;
+            let set = |b: &TrustBundles, d| b.roots(d).map(|root| root.to_vec()).collect::<BTreeSet<_>>();
+            roots.domains().all(|domain| set(&wanted, domain) == set(judged, domain))
+        })
+    }
+
+    /// Live tunnels by the root that the peer's certificate rests on.
+    pub fn tunnels_by_root(&self) -> BTreeMap<[u8; 32], usize> {
+        self.inner.workshop.in_use.by_root()
+    }
+}
+
+impl Inner {
+    fn list(&self) -> Vec<CertView> {
+        let Workshop { issuer, clock, .. } = &*self.workshop;
         let now = clock.now();
+        // Out of the lock: each view takes a moment, and leases are taken and dropped meanwhile.
+        let entries: Vec<_> = self.held().values().map(|h| (h.entry.clone(), h.leases)).collect();
         let mut views: Vec<CertView> =
-            self.inner.held().values().map(|h| h.entry.view(issuer.name(), h.leases, now)).collect();
+            entries.iter().map(|(entry, leases)| entry.view(issuer.name(), *leases, now)).collect();
         views.sort_by(|a, b| a.identity.cmp(&b.identity));
         views
     }
 
-    /// Whether every new handshake is judged by exactly these roots, in the trust domains that they are for.
-    pub fn judges_by(&self, roots: &TrustBundles) -> bool {
-        let now = self.inner.workshop.clock.now();
-        let held = self.inner.held();
-        held.values().filter_map(|held| held.entry.current(now)).all(|identity| {
-            let trusted = identity.trust().now();
-            let set = |b: &TrustBundles, d| b.roots(d).map(|root| root.to_vec()).collect::<BTreeSet<_>>();
-            roots.domains().all(|domain| set(roots, domain) == set(&trusted.bundles, domain))
-        })
+    fn trust(&self) -> TrustView {
+        let entries: Vec<_> = self.held().values().map(|h| h.entry.clone()).collect();
+        let mut bundles = self.workshop.compose(&TrustBundles::new()).bundles;
+        for entry in entries {
+            bundles.add_all(&entry.trusted().bundles);
+        }
+        let files = &self.workshop.files;
+        TrustView::new(&bundles, &files.now().revoked, files.list())
+    }
+
+    fn samples(&self) -> CertificateSamples {
+        let now = self.workshop.clock.now();
+        samples(&self.list(), &self.trust(), now)
+    }
+}
+
+/// Takes in what the issuer and the files have to say, until the manager is gone.
+async fn attend(inner: Weak<Inner>, workshop: Arc<Workshop>, nudges: Option<UnboundedReceiver<Nudge>>) {
+    tokio::join!(
+        workshop.files.clone().follow(),
+        on_change(inner.clone(), workshop.clone(), Some(workshop.files.subscribe())),
+        on_change(inner.clone(), workshop.clone(), workshop.roots.clone()),
+        heed(inner, workshop.clone(), nudges),
+    );
+}
+
+async fn on_change<T>(inner: Weak<Inner>, workshop: Arc<Workshop>, told: Option<watch::Receiver<T>>) {
+    let Some(mut told) = told else { return };
+    while told.changed().await.is_ok() {
+        for entry in entries(&inner) {
+            entry.recompose(&workshop);
+        }
+    }
+}
+
+async fn heed(inner: Weak<Inner>, workshop: Arc<Workshop>, nudges: Option<UnboundedReceiver<Nudge>>) {
+    let Some(mut nudges) = nudges else { return };
+    while let Some(nudge) = nudges.recv().await {
+        match nudge {
+            Nudge::Identity(identity) => {
+                let entry = inner.upgrade().and_then(|i| i.held().get(&identity).map(|h| h.entry.clone()));
+                if let Some(entry) = entry {
+                    entry.nudge();
+                }
+            }
+            Nudge::SignedByOthers { authority, within } => {
+                // First for those that are on their way.
+                workshop.set_signing(Signing { authority, within });
+                for entry in entries(&inner) {
+                    entry.heed_signing(&workshop);
+                }
+            }
+        }
+    }
+}
+
+fn entries(inner: &Weak<Inner>) -> Vec<Arc<Entry>> {
+    let Some(inner) = inner.upgrade() else { return Vec::new() };
+    inner.held().values().map(|held| held.entry.clone()).collect()
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Some(attendant) = &*self.attendant.lock().unwrap_or_else(PoisonError::into_inner) {
+            attendant.abort();
+        }
     }
 }
 
@@ -126,7 +269,15 @@ impl Lease {
 
     /// Waits for a valid certificate. Fails when an attempt that ends while we wait fails; the manager
     /// goes on trying, so whoever can afford to wait just calls again.
+    ///
+    /// Whoever waits here goes before those who warm up and before renewals.
     pub async fn ready(&self) -> Result<Arc<Identity>, CertError> {
+        let _waiter = self.entry.urgency().wait();
+        self.warm_up().await
+    }
+
+    /// As [`Self::ready`], for whoever prepares for connections that are yet to come.
+    pub async fn warm_up(&self) -> Result<Arc<Identity>, CertError> {
         self.entry.ready(&self.manager.workshop.clock).await
     }
 }

@@ -16,8 +16,11 @@ pub(crate) mod leaf;
 mod manager;
 mod renewal;
 mod root_files;
+mod slots;
 mod spire;
+mod trust;
 mod view;
+mod workshop;
 
 pub use clock::Clock;
 pub use controller::{ControllerIssuer, ReportSource};
@@ -29,12 +32,13 @@ pub use istio::{
     check_host_name,
 };
 pub use keeping::FileError;
-pub use manager::{Config, Lease, Manager};
+pub use manager::{Config, Lease, Manager, Surroundings};
 pub use renewal::{backoff, pushed_due, renewal_due, retry_at};
 pub use root_files::RootError;
 pub use spire::{SpireConfig, SpireIssuer};
+pub use trust::{FileView, TrustConfig, TrustFileError, TrustFiles};
 pub(crate) use view::rfc3339;
-pub use view::{CertState, CertView};
+pub use view::{BundleView, CertState, CertView, LinkView, RevocationView, RootView, TrustView};
 
 #[cfg(test)]
 mod tests;

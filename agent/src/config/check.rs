@@ -48,6 +48,14 @@ impl Check {
                 self.refuse(field, "must not be empty");
             }
         }
+        let trust = &config.certificates.trust;
+        let bundles = trust.bundles.iter().map(|bundle| ("certificates.trust.bundles", &bundle.file));
+        let lists = trust.revocation_lists.iter().map(|list| ("certificates.trust.revocationLists", list));
+        for (field, path) in bundles.chain(lists) {
+            if path.as_os_str().is_empty() {
+                self.refuse(field, "has a file without a name");
+            }
+        }
         // They are compared with what the kernel reports, which is absolute.
         let cgroup = config.bpf.cgroup.iter().map(|path| ("bpf.cgroup", path));
         for (field, path) in cgroup.chain([("bpf.pinRoot", &config.bpf.pin_root)]) {
@@ -103,6 +111,7 @@ impl Check {
         let second = Duration::from_secs(1);
         for (field, value, least) in [
             ("discovery.pollInterval", config.discovery.poll_interval, second),
+            ("certificates.trust.pollInterval", config.certificates.trust.poll_interval, second),
             ("certificates.deadline", config.certificates.deadline, second),
             ("certificates.embedded.lifetime", embedded.lifetime, 60 * second),
             ("certificates.controller.lifetime", config.certificates.controller.lifetime, 60 * second),

@@ -96,6 +96,9 @@ pub struct Certificates {
     /// authorized_delegates, and to have an entry for each service account with the selectors
     /// k8s:ns:<namespace> and k8s:sa:<service account> and no others.
     pub spire: Spire,
+    /// What peers are judged by besides what the issuer says to trust. The files are followed: a new root
+    /// counts at once, and what a removed one vouched for ends.
+    pub trust: Trust,
     /// How long one request for a certificate may take.
     #[serde(with = "units::duration")]
     #[schemars(with = "String")]
@@ -113,10 +116,44 @@ impl Default for Certificates {
             controller: Controller::default(),
             istio: Istio::default(),
             spire: Spire::default(),
+            trust: Trust::default(),
             deadline: Duration::from_secs(30),
             concurrency: 8,
         }
     }
+}
+
+/// What peers are judged by.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Trust {
+    /// PEM files with roots. Those of another trust domain let its workloads in, as far as policy does
+    /// (mind that a policy's namespaces fit theirs too; principals name the trust domain), and can never
+    /// vouch for ours; those of the mesh's own add to the issuer's.
+    pub bundles: Vec<TrustBundle>,
+    /// PEM or DER files of certificates that their issuers have taken back, at any place in a chain.
+    pub revocation_lists: Vec<PathBuf>,
+    /// How often the files are looked at where the file system does not tell of changes.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "String")]
+    pub poll_interval: Duration,
+}
+
+impl Default for Trust {
+    fn default() -> Self {
+        Self { bundles: Vec::new(), revocation_lists: Vec::new(), poll_interval: Duration::from_secs(10) }
+    }
+}
+
+/// Roots of one trust domain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct TrustBundle {
+    /// Whose certificates they vouch for.
+    #[schemars(with = "String")]
+    pub trust_domain: TrustDomain,
+    /// Each CERTIFICATE section is a root.
+    pub file: PathBuf,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -108,7 +108,7 @@ impl Attempt {
         let lease = setting.certs.lease(&pod.identity);
         let identity = || pod.identity.to_string();
         tokio::select! {
-            ready = tokio::time::timeout(setting.certificate_wait, lease.ready()) => ready
+            ready = tokio::time::timeout(setting.certificate_wait, lease.warm_up()) => ready
                 .map_err(|_| EnrolError::CertificateLate { identity: identity(), after: setting.certificate_wait })?
                 .map_err(|source| EnrolError::Certificate { identity: identity(), source: Box::new(source) })?,
             () = outdated.cancelled() => return Err(EnrolError::Outdated),

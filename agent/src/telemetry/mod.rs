@@ -21,6 +21,10 @@ use std::time::Duration;
 pub use access::Format;
 pub use access::clock::rfc3339;
 pub use config::{AccessLogConfig, LogConfig, MetricsConfig, TelemetryConfig};
+pub use metrics::certificates::{
+    BundleSample, CertificateAttempt, CertificateSample, CertificateSamples, RevocationListSample,
+    TrustFileSample,
+};
 pub use metrics::own::{FlowLeftAlone, SourceHealth};
 pub use metrics::{CATALOGUE, Kind, MetricInfo};
 pub use record::{Counts, Opened, Party, Record};
@@ -142,6 +146,16 @@ impl Telemetry {
     /// The state of a source of workloads and policy (`"file"`), after each attempt to read it.
     pub fn source(&self, name: &str, health: SourceHealth) {
         self.inner.metrics.own.source(name, health);
+    }
+
+    /// An attempt to get a certificate has ended.
+    pub fn certificate(&self, attempt: &CertificateAttempt) {
+        self.inner.metrics.certificates.attempt(attempt);
+    }
+
+    /// Where the state of certificates is asked for at every scrape. The first one given counts.
+    pub fn watch_certificates(&self, samples: impl Fn() -> CertificateSamples + Send + Sync + 'static) {
+        self.inner.metrics.certificates.watch(Box::new(samples));
     }
 
     /// How many pods are enrolled now.

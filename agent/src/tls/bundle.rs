@@ -71,6 +71,18 @@ impl TrustBundles {
         self.add(domain, roots)
     }
 
+    /// Adds what `other` holds, each root to its own domain only.
+    pub fn add_all(&mut self, other: &Self) {
+        for (domain, roots) in &*other.domains {
+            let held = Arc::make_mut(&mut self.domains).entry(domain.clone()).or_default();
+            for root in roots {
+                if !held.iter().any(|h| h.der == root.der) {
+                    held.push(root.clone());
+                }
+            }
+        }
+    }
+
     /// The trust domains that roots are held for.
     pub fn domains(&self) -> impl Iterator<Item = &TrustDomain> {
         self.domains.keys()

@@ -66,6 +66,11 @@ impl Certificate {
         &self.inner.svid.issuer
     }
 
+    /// The identifier of the key that signed the leaf, if the leaf has one.
+    pub fn authority_key_id(&self) -> Option<&[u8]> {
+        self.inner.svid.authority_key_id.as_deref()
+    }
+
     /// Leaf first, without the root.
     pub fn chain(&self) -> &[CertificateDer<'static>] {
         &self.inner.key.cert

@@ -48,6 +48,15 @@ pub fn server_config_accepting(
     server_config_by(provider(), certificate, trust.into(), Accept::TrustDomains(accepted))
 }
 
+/// As [`server_config`], for clients of every trust domain that `trust` holds roots for when they come: to
+/// give a domain's roots is to let its workloads in, as far as policy does.
+pub fn server_config_federated(
+    certificate: &Certificate,
+    trust: impl Into<Trust>,
+) -> Result<Arc<ServerConfig>, TlsError> {
+    server_config_by(provider(), certificate, trust.into(), Accept::Trusted)
+}
+
 pub(super) fn server_config_by(
     provider: Arc<CryptoProvider>,
     certificate: &Certificate,

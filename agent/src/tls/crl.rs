@@ -95,6 +95,19 @@ impl Crls {
         Ok(())
     }
 
+    /// Adds what `other` holds.
+    pub fn add_all(&mut self, other: &Self) {
+        for (issuer, lists) in &*other.by_issuer {
+            let held = Arc::make_mut(&mut self.by_issuer).entry(issuer.clone()).or_default();
+            for list in lists {
+                if !held.iter().any(|h| h.digest == list.digest) {
+                    held.push(Arc::clone(list));
+                }
+            }
+            held.sort_by_key(|list| std::cmp::Reverse((list.view.this_update, list.digest)));
+        }
+    }
+
     /// Each list, an outdated one beside the newer included.
     pub fn iter(&self) -> impl Iterator<Item = &CrlView> {
         self.by_issuer.values().flatten().map(|list| &list.view)

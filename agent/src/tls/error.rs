@@ -100,6 +100,11 @@ impl TlsError {
         )
     }
 
+    /// Whether the certificate may be sound but the roots at hand do not vouch for it.
+    pub fn is_unvouched(&self) -> bool {
+        matches!(self, Self::Chain { .. } | Self::UnknownTrustDomain { .. })
+    }
+
     /// The word for the access log.
     pub fn cause(&self) -> Cause {
         match self {

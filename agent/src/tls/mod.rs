@@ -23,14 +23,15 @@ pub use bundle::TrustBundles;
 pub use certificate::Certificate;
 pub use config::{
     ClientTemplate, client_config, peer_of, peer_valid_until, server_config, server_config_accepting,
+    server_config_federated,
 };
 pub use crl::{CrlView, Crls, MAX_CRL_BYTES};
 pub use error::{TlsError, cause_of, cause_of_tls, reason_of};
 pub use live::{Held, InUse};
 pub use provider::{Profile, profile, provider, set_profile, sha256};
-pub use svid::peer_identity;
+pub use svid::{Summary, hex, peer_identity, summary, unhex};
 pub use trust::{Trust, Trusted};
-pub use verify::{Accept, verify_chain};
+pub use verify::{Accept, rests_on, verify_chain};
 
 #[cfg(test)]
 pub(crate) mod testing;

@@ -27,6 +27,29 @@ pub fn peer_identity(chain: &[CertificateDer<'_>]) -> Result<SpiffeId, TlsError>
     Ok(Svid::read(leaf)?.identity)
 }
 
+/// What any certificate says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Summary {
+    pub subject: String,
+    pub issuer: String,
+    /// Lower-case hexadecimal.
+    pub serial: String,
+    pub not_before: SystemTime,
+    pub not_after: SystemTime,
+}
+
+/// What the certificate says of itself; proves nothing.
+pub fn summary(der: &CertificateDer<'_>) -> Result<Summary, TlsError> {
+    let parsed = parse(der)?;
+    Ok(Summary {
+        subject: shorten(&parsed.subject().to_string()),
+        issuer: shorten(&parsed.issuer().to_string()),
+        serial: hex(parsed.raw_serial()),
+        not_before: system_time(parsed.validity().not_before),
+        not_after: system_time(parsed.validity().not_after),
+    })
+}
+
 /// What a leaf says, all rules of form kept.
 pub(super) struct Svid {
     pub(super) identity: SpiffeId,
@@ -36,6 +59,8 @@ pub(super) struct Svid {
     pub(super) serial: String,
     /// The issuer's distinguished name.
     pub(super) issuer: String,
+    /// Of the key that signed it, as the leaf says.
+    pub(super) authority_key_id: Option<Vec<u8>>,
 }
 
 impl Svid {
@@ -53,8 +78,16 @@ impl Svid {
             not_after: system_time(leaf.validity().not_after),
             serial: hex(leaf.raw_serial()),
             issuer: shorten(&leaf.issuer().to_string()),
+            authority_key_id: authority_key_id(&leaf),
         })
     }
+}
+
+fn authority_key_id(leaf: &X509Certificate<'_>) -> Option<Vec<u8>> {
+    leaf.iter_extensions().find_map(|extension| match extension.parsed_extension() {
+        ParsedExtension::AuthorityKeyIdentifier(of) => of.key_identifier.as_ref().map(|id| id.0.to_vec()),
+        _ => None,
+    })
 }
 
 /// One X.509 v3 certificate with nothing behind it.
@@ -144,8 +177,14 @@ fn check_extended_key_usage(leaf: &X509Certificate<'_>, identity: &SpiffeId) -> 
     Err(TlsError::ExtendedKeyUsage { identity: identity.clone(), found: shorten(&format!("{found:?}")) })
 }
 
+/// What [`hex`] wrote; other text gives other bytes, never an error.
+pub fn unhex(text: &str) -> Vec<u8> {
+    (0..text.len() / 2).filter_map(|i| u8::from_str_radix(text.get(2 * i..2 * i + 2)?, 16).ok()).collect()
+}
+
 /// Lower case.
-pub(super) fn hex(bytes: &[u8]) -> String {
+/// In lower case.
+pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 

@@ -29,6 +29,8 @@ pub enum Accept {
     Identities(Vec<SpiffeId>),
     /// Anybody of these trust domains. How a server lets clients in, before policy looks at them.
     TrustDomains(BTreeSet<TrustDomain>),
+    /// Anybody of a trust domain that roots are held for at the time of the handshake.
+    Trusted,
 }
 
 /// Verifies that `chain` (leaf first, as the peer sent it) is an X.509-SVID that is valid at `now`,
@@ -70,7 +72,7 @@ fn verify(
 
 /// The root (its certificate's SHA-256) that a live peer rests on by `trusted`, of several the one that is
 /// valid longest. The chain is judged as of `since`, when it was verified first; see `live.rs` for why.
-pub(super) fn rests_on(
+pub fn rests_on(
     chain: &[CertificateDer<'_>],
     trusted: &Trusted,
     since: SystemTime,
@@ -276,6 +278,8 @@ impl Accept {
             Self::Identities(expected) => {
                 Err(TlsError::UnexpectedIdentity { identity, expected: list(expected) })
             }
+            // Without roots for its domain it would not have got here.
+            Self::Trusted => Ok(identity),
             Self::TrustDomains(accepted) if accepted.contains(identity.trust_domain()) => Ok(identity),
             Self::TrustDomains(accepted) => {
                 Err(TlsError::ForeignTrustDomain { identity, accepted: list(accepted) })

@@ -224,12 +224,12 @@ async fn answers_that_are_none_are_refused() {
         (
             "expired",
             Box::new(move |h, asked| h.issue_with(asked, |leaf| leaf.not_after = far(-30).into())),
-            |e| matches!(e, CertError::Certificate(TlsError::Expired { .. })),
+            |e| matches!(e, CertError::ExpiredOnArrival { .. }),
         ),
         (
             "not yet valid",
             Box::new(move |h, asked| h.issue_with(asked, |leaf| leaf.not_before = far(1800).into())),
-            |e| matches!(e, CertError::Certificate(TlsError::NotYetValid { .. })),
+            |e| matches!(e, CertError::NotYet { .. }),
         ),
         (
             "another key's",

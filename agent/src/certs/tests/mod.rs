@@ -11,3 +11,5 @@ mod roots;
 mod spire;
 mod spire_agent;
 mod support;
+mod trust;
+mod year;

@@ -4,6 +4,7 @@
 //! are in [`own`], kept by the `prometheus` crate. [`CATALOGUE`] lists both: `docs/metrics.md` is
 //! checked against it.
 
+pub(super) mod certificates;
 pub(super) mod labels;
 pub(super) mod own;
 pub(super) mod traffic;
@@ -15,12 +16,14 @@ use prometheus::TextEncoder;
 use super::queue::QueueStats;
 use super::record::Live;
 use super::{MetricsConfig, TelemetryError, lock};
+use certificates::Certificates;
 use own::Own;
 use traffic::Traffic;
 
 pub(super) struct Metrics {
     pub(super) traffic: Traffic,
     pub(super) own: Own,
+    pub(super) certificates: Certificates,
     /// One scrape at a time: what others count is copied in by difference.
     scrape: Mutex<()>,
 }
@@ -29,6 +32,7 @@ pub(super) struct Metrics {
 pub enum Kind {
     Counter,
     Gauge,
+    Histogram,
 }
 
 /// What a metric is called, and what it counts.
@@ -54,6 +58,18 @@ pub const CATALOGUE: &[MetricInfo] = &[
     own::PASSTHROUGH_CONNECTIONS,
     own::PASSTHROUGH_SENT,
     own::PASSTHROUGH_RECEIVED,
+    certificates::BY_STATE,
+    certificates::EXPIRES,
+    certificates::SOONEST,
+    certificates::FETCHES,
+    certificates::FAILURES,
+    certificates::RENEWALS,
+    certificates::AHEAD,
+    certificates::BUNDLES,
+    certificates::ROOT_EXPIRES,
+    certificates::CRL_AGE,
+    certificates::CRL_NEXT,
+    certificates::FILE_REFUSED,
     own::SOURCE_REVISION,
     own::SOURCE_LAST_GOOD,
     own::SOURCE_REFUSED,
@@ -68,13 +84,16 @@ pub const CATALOGUE: &[MetricInfo] = &[
 
 impl Metrics {
     pub(super) fn new(config: &MetricsConfig) -> Result<Self, TelemetryError> {
-        Ok(Self { traffic: Traffic::new(config), own: Own::new()?, scrape: Mutex::default() })
+        let own = Own::new()?;
+        let certificates = Certificates::new(&own.registry)?;
+        Ok(Self { traffic: Traffic::new(config), own, certificates, scrape: Mutex::default() })
     }
 
     pub(super) fn render(&self, live: &[Arc<Live>], log: QueueStats) -> Result<String, TelemetryError> {
         let _alone = lock(&self.scrape);
         self.traffic.evict();
         self.own.at_scrape(live, log, &self.traffic);
+        self.certificates.at_scrape();
         let mut text = self.traffic.render();
         TextEncoder::new().encode_utf8(&self.own.registry.gather(), &mut text)?;
         Ok(text)

@@ -13,11 +13,19 @@ use super::{Kind, MetricInfo};
 use crate::telemetry::queue::QueueStats;
 use crate::telemetry::record::Live;
 
-const fn counter(name: &'static str, labels: &'static [&'static str], help: &'static str) -> MetricInfo {
+pub(super) const fn counter(
+    name: &'static str,
+    labels: &'static [&'static str],
+    help: &'static str,
+) -> MetricInfo {
     MetricInfo { name, kind: Kind::Counter, help, labels }
 }
 
-const fn gauge(name: &'static str, labels: &'static [&'static str], help: &'static str) -> MetricInfo {
+pub(super) const fn gauge(
+    name: &'static str,
+    labels: &'static [&'static str],
+    help: &'static str,
+) -> MetricInfo {
     MetricInfo { name, kind: Kind::Gauge, help, labels }
 }
 
@@ -227,19 +235,22 @@ fn catch_up(counter: &IntCounter, total: u64) {
     counter.inc_by(total.saturating_sub(counter.get()));
 }
 
-fn opts(info: &MetricInfo) -> Opts {
+pub(super) fn opts(info: &MetricInfo) -> Opts {
     Opts::new(info.name, info.help)
 }
 
-fn counters(info: &MetricInfo) -> prometheus::Result<IntCounterVec> {
+pub(super) fn counters(info: &MetricInfo) -> prometheus::Result<IntCounterVec> {
     IntCounterVec::new(opts(info), info.labels)
 }
 
-fn gauges(info: &MetricInfo) -> prometheus::Result<IntGaugeVec> {
+pub(super) fn gauges(info: &MetricInfo) -> prometheus::Result<IntGaugeVec> {
     IntGaugeVec::new(opts(info), info.labels)
 }
 
-fn register<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> prometheus::Result<C> {
+pub(super) fn register<C: Collector + Clone + 'static>(
+    registry: &Registry,
+    collector: C,
+) -> prometheus::Result<C> {
     registry.register(Box::new(collector.clone()))?;
     Ok(collector)
 }

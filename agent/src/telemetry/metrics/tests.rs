@@ -1,6 +1,10 @@
 use super::*;
 use crate::model::{Cause, Direction};
 use crate::telemetry::testing::{lines, opened, party, service, telemetry};
+use crate::telemetry::{
+    BundleSample, CertificateAttempt, CertificateSample, CertificateSamples, RevocationListSample,
+    TrustFileSample,
+};
 use crate::telemetry::{FlowLeftAlone, Party, SourceHealth, Telemetry};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
@@ -31,7 +35,7 @@ fn parse(line: &str, name: &str) -> Option<Sample> {
         found.insert(label.trim_start_matches(',').to_owned(), after[..end].to_owned());
         rest = &after[end + 1..];
     }
-    Some(Sample { labels: found, value: value.parse().unwrap() })
+    Some(Sample { labels: found, value: value.parse::<f64>().unwrap() as u64 })
 }
 
 fn value(telemetry: &Telemetry, name: &str) -> u64 {
@@ -299,11 +303,15 @@ fn the_catalogue_is_what_is_rendered() {
     });
     telemetry.source("file", SourceHealth::Accepted { revision: 1 });
     telemetry.source("file", SourceHealth::Refused);
+    let took = Duration::from_millis(3);
+    telemetry.certificate(&CertificateAttempt { took, failed: Some("deadline"), is_renewal: true });
+    telemetry.watch_certificates(everything);
     let text = telemetry.metrics_text().unwrap();
     let mut rendered = BTreeMap::new();
     for line in text.lines().filter_map(|l| l.strip_prefix("# TYPE ")) {
         let (name, kind) = line.split_once(' ').unwrap();
-        let [first, ..] = &samples(&telemetry, name)[..] else { panic!("{name} has no sample") };
+        let sample = if kind == "histogram" { format!("{name}_count") } else { name.to_owned() };
+        let [first, ..] = &samples(&telemetry, &sample)[..] else { panic!("{name} has no sample") };
         rendered.insert(
             name.to_owned(),
             (kind.to_owned(), first.labels.keys().cloned().collect::<BTreeSet<_>>()),
@@ -315,12 +323,54 @@ fn the_catalogue_is_what_is_rendered() {
             let kind = match m.kind {
                 Kind::Counter => "counter",
                 Kind::Gauge => "gauge",
+                Kind::Histogram => "histogram",
             };
             let labels = m.labels.iter().map(|l| (*l).to_owned()).collect();
             (m.name.to_owned(), (kind.to_owned(), labels))
         })
         .collect();
     assert_eq!(rendered, promised);
+}
+
+fn everything() -> CertificateSamples {
+    let certificate = |identity: &str, expires| CertificateSample {
+        identity: identity.into(),
+        state: "valid",
+        expires: Some(expires),
+        ahead: Some(-120.0),
+    };
+    let list = |age, next_update| RevocationListSample { issuer: "CN=root".into(), age, next_update };
+    CertificateSamples {
+        certificates: vec![certificate("spiffe://t/a", 60.0), certificate("spiffe://t/b", 30.0)],
+        bundles: vec![BundleSample {
+            trust_domain: "t".into(),
+            version: "0a".into(),
+            roots: 2,
+            expires: 9.0,
+        }],
+        revocation_lists: vec![list(500.0, 1.0), list(7.0, 90.0), list(600.0, 2.0)],
+        files: vec![TrustFileSample { path: "/t.pem".into(), refused: true }],
+    }
+}
+
+#[test]
+fn certificates_are_what_they_are_at_the_scrape() {
+    let (telemetry, _) = telemetry(|_| {});
+    let now = std::sync::Arc::new(std::sync::Mutex::new(everything()));
+    let asked = now.clone();
+    telemetry.watch_certificates(move || asked.lock().unwrap().clone());
+    let of = |name: &str| value(&telemetry, name);
+    assert_eq!(of("underpass_certificates"), 2);
+    assert_eq!(of("underpass_certificates_soonest_expiry_seconds"), 30);
+    assert_eq!(of("underpass_revocation_list_age_seconds"), 7, "the newest list's");
+    assert_eq!(of("underpass_revocation_list_next_update_seconds"), 90);
+    assert_eq!(of("underpass_trust_file_refused"), 1);
+    *now.lock().unwrap() = CertificateSamples::default();
+    for name in
+        ["underpass_certificates", "underpass_certificate_expires_seconds", "underpass_trust_bundle_roots"]
+    {
+        assert!(samples(&telemetry, name).is_empty(), "{name} stays after what it is about is gone");
+    }
 }
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/metrics.md");
@@ -336,7 +386,11 @@ fn table() -> String {
             labels if labels == labels::LABELS => "[Istio's](#istios-labels)".to_owned(),
             labels => labels.iter().map(|l| format!("`{l}`")).collect::<Vec<_>>().join(", "),
         };
-        let kind = if metric.kind == Kind::Counter { "counter" } else { "gauge" };
+        let kind = match metric.kind {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Histogram => "histogram",
+        };
         out += &format!("| `{}` | {kind} | {labels} | {} |\n", metric.name, metric.help);
     }
     out
