@@ -123,6 +123,22 @@ impl Entry {
         }
     }
 
+    /// Ready when a newer certificate than `held` serves; or, with `by_others`, one that another authority has
+    /// signed. Never, once the manager is gone.
+    pub(super) async fn superseded(&self, clock: &Clock, held: &Identity, by_others: bool) {
+        let mut outcome = self.outcome.subscribe();
+        let authority = held.certificate().authority_key_id();
+        loop {
+            let newer = self.usable(clock.now()).filter(|newest| newest.number() != held.number());
+            if newer.is_some_and(|n| !by_others || n.certificate().authority_key_id() != authority) {
+                return;
+            }
+            if outcome.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+
     pub(super) fn urgency(&self) -> &Urgency {
         &self.urgency
     }

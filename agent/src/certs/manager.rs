@@ -282,6 +282,25 @@ impl Lease {
     }
 }
 
+impl Lease {
+    /// Ready when a newer certificate than `held` serves new handshakes. Does not count as a lease.
+    pub fn renewed(&self, held: &Arc<Identity>) -> impl Future<Output = ()> + Send + use<> {
+        self.superseded(held, false)
+    }
+
+    /// As [`Self::renewed`], for one that another authority has signed: what rests on `held` rests on a
+    /// root that may be about to go.
+    pub fn signed_by_another(&self, held: &Arc<Identity>) -> impl Future<Output = ()> + Send + use<> {
+        self.superseded(held, true)
+    }
+
+    fn superseded(&self, held: &Arc<Identity>, by_others: bool) -> impl Future<Output = ()> + Send + use<> {
+        let (entry, clock, held) =
+            (self.entry.clone(), self.manager.workshop.clock.clone(), Arc::clone(held));
+        async move { entry.superseded(&clock, &held, by_others).await }
+    }
+}
+
 impl Clone for Lease {
     fn clone(&self) -> Self {
         // Ours keeps the entry alive, so it is still the one in the table.

@@ -17,7 +17,7 @@ use super::end::End;
 use super::node::PodProxy;
 use super::outbound::dial_cause;
 use super::tunnel::{self, Baggage, Carrier, Connect, Drain, Inbound, Reject, Respond, Target};
-use crate::certs::Clock;
+use crate::certs::{Clock, Identity};
 use crate::discovery::Snapshot;
 use crate::lifecycle::Stop;
 use crate::model::{
@@ -41,7 +41,7 @@ pub async fn serve(pod: Arc<PodProxy>, stream: TcpStream) {
         cause = pod.enrolled.cut.ended() => Err((cause, "ended during the TLS handshake".into())),
     };
     drop(place);
-    let Proven { tls, peer, valid_until, held } = match done {
+    let Proven { tls, own, peer, valid_until, held } = match done {
         Ok(done) => done,
         Err((cause, _)) if !pod.failed_handshakes.allows() => {
             return pod.node.telemetry.unlogged(Direction::Inbound, cause);
@@ -59,16 +59,25 @@ pub async fn serve(pod: Arc<PodProxy>, stream: TcpStream) {
     let requests = Requests { pod: &pod, client, local, peer, valid_until, cut: cut.clone() };
     let ended = tokio::select! {
         ended = tunnel::serve(tls, &pod.node.server, drain, requests) => ended,
-        never = go_away(valid_until, begin) => match never {},
+        never = go_away(&pod, &own, valid_until, begin) => match never {},
         never = cut_when_lost(&held, cut) => match never {},
     };
     tracing::debug!(pod = %pod.enrolled.pod.name, %client, %ended, "tunnel ended");
 }
 
-/// Asks the peer to come again with a new certificate once its present one has expired. Streams that live
-/// go on.
-async fn go_away(valid_until: SystemTime, begin: CancellationToken) -> Infallible {
-    Clock::system().reach(valid_until).await;
+/// Asks the peer to come again once its certificate has expired, or once ours is one of another authority:
+/// as long as the tunnel takes new streams it holds the root that it rests on. Streams that live go on.
+async fn go_away(
+    pod: &PodProxy,
+    own: &Arc<Identity>,
+    valid_until: SystemTime,
+    begin: CancellationToken,
+) -> Infallible {
+    let clock = Clock::system();
+    tokio::select! {
+        () = clock.reach(valid_until) => {}
+        () = pod.enrolled.lease.signed_by_another(own) => {}
+    }
     begin.cancel();
     std::future::pending().await
 }
@@ -121,6 +130,8 @@ impl Requests<'_> {
 /// What a handshake came to.
 struct Proven {
     tls: tokio_rustls::server::TlsStream<Carrier<TcpStream>>,
+    /// What we have shown.
+    own: Arc<Identity>,
     peer: SpiffeId,
     valid_until: SystemTime,
     held: Held,
@@ -141,7 +152,7 @@ async fn handshake(pod: &PodProxy, stream: TcpStream) -> Result<Proven, (Cause, 
     let valid_until = tls::peer_valid_until(tls.get_ref().1).map_err(refused)?;
     let chain = tls.get_ref().1.peer_certificates().unwrap_or_default();
     let held = identity.trust().hold(chain).map_err(refused)?;
-    Ok(Proven { tls, peer, valid_until, held })
+    Ok(Proven { tls, own: identity, peer, valid_until, held })
 }
 
 /// One CONNECT.

@@ -139,7 +139,8 @@ async fn connect(
             let peer = identity.trust().hold(chain).map_err(|e| {
                 tunnel::DialError::new(e.cause(), format!("TLS with {to}, on a second look: {e}"))
             })?;
-            Ok(tunnel::Dialled { transport: tls, peer: Some(peer) })
+            let renewed = pod.enrolled.lease.renewed(&identity);
+            Ok(tunnel::Dialled { transport: tls, peer: Some(peer), renewed: Some(Box::pin(renewed)) })
         }
         Ok(Err(e)) => {
             Err(tunnel::DialError::new(tls::cause_of(&e), format!("TLS with {to}: {}", tls::reason_of(&e))))

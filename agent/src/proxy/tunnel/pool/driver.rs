@@ -6,6 +6,7 @@ use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use h2::client::{Connection, SendRequest};
 use tokio::time::timeout;
 
@@ -29,42 +30,49 @@ where
         () = tunnel.closed() => return,
     };
     match outcome {
-        Ok(Ok((sender, connection, peer))) => {
+        Ok(Ok((sender, connection, bound))) => {
             tunnel.phase.send_replace(Phase::Ready { sender, settled: false });
-            drive(&end, connection, peer, &settings).await;
+            drive(&end, connection, bound, &settings).await;
         }
         Ok(Err(e)) => end.failed(e),
         Err(_) => end.failed(TunnelError::ConnectTimeout(settings.connect_timeout)),
     }
 }
 
+/// What a tunnel that stands hangs on.
+struct Bound {
+    peer: Option<Held>,
+    renewed: Option<BoxFuture<'static, ()>>,
+}
+
 async fn handshake<F, T>(
     connect: F,
     settings: &ClientSettings,
-) -> Result<(SendRequest<Chunk>, Connection<T, Chunk>, Option<Held>), TunnelError>
+) -> Result<(SendRequest<Chunk>, Connection<T, Chunk>, Bound), TunnelError>
 where
     F: Future<Output = Result<Dialled<T>, DialError>> + Send + 'static,
     T: Transport,
 {
-    let Dialled { transport, peer } = connect.await?;
+    let Dialled { transport, peer, renewed } = connect.await?;
     let mut builder = settings.builder();
     builder.initial_max_send_streams(UNSETTLED);
     let made = builder.handshake(transport).await.map_err(|e| TunnelError::Handshake(Arc::new(e)));
-    made.map(|(sender, connection)| (sender, connection, peer))
+    made.map(|(sender, connection)| (sender, connection, Bound { peer, renewed }))
 }
 
 /// Until the connection ends, by whomever.
 async fn drive<T: Transport>(
     end: &End,
     mut connection: Connection<T, Chunk>,
-    peer: Option<Held>,
+    bound: Bound,
     settings: &ClientSettings,
 ) {
     let tunnel = &end.tunnel;
     let Some(ping) = connection.ping_pong() else { return };
     let mut keepalive = Keepalive::new(ping, &settings.keepalive);
     let mut wished = pin!(tunnel.wished.notified());
-    let mut lost = pin!(lost(peer.as_ref()));
+    let mut lost = pin!(lost(bound.peer.as_ref()));
+    let mut renewed = bound.renewed;
     let mut retiring = false;
     let mut limit = UNSETTLED;
     poll_fn(|cx| {
@@ -73,6 +81,10 @@ async fn drive<T: Transport>(
         }
         if lost.as_mut().poll(cx).is_ready() {
             tunnel.close(Cause::TrustRevoked);
+        }
+        if renewed.as_mut().is_some_and(|renewed| renewed.as_mut().poll(cx).is_ready()) {
+            renewed = None;
+            tunnel.retire();
         }
         if tunnel.is_closed() {
             return Poll::Ready(());
