@@ -307,7 +307,10 @@ impl Entry {
     ) -> SystemTime {
         let due_at = if workshop.issuer.pushes() { renewal::pushed_due } else { renewal::renewal_due };
         let due = due_at(certificate.not_before(), certificate.not_after(), die);
-        // An issuer that gives what is half used up already must not be asked in a tight loop.
+        // Past half of its life when it comes, as when our clock is ahead: at half of what is left, for the
+        // next will be no better.
+        let due = if due > now { due } else { due_at(now, certificate.not_after(), die) };
+        // Never in a tight loop.
         let mut due = due.max(now + renewal::backoff(1, die));
         match workshop.signing().filter(|s| s.is_other(certificate)) {
             // The answer was on its way when the authority changed, or a replica is behind.

@@ -22,7 +22,7 @@ Exit codes:
   3  no agent answers at the socket
   4  the answer is no: the agent is not ready or found something amiss (status),
      this machine lacks what the agent needs (check), the file is refused
-     (config check, mesh check)";
+     (config check, mesh check, certs verify)";
 
 pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -54,8 +54,8 @@ pub(super) enum Command {
     Services(Query),
     /// List the policies
     Policies(Query),
-    /// List the certificates of this node's service accounts
-    Certs(Query),
+    /// List the certificates of this node's service accounts, or judge one in a file
+    Certs(CertsArgs),
     /// List the connections that the agent carries now
     Connections(Query),
     /// Show or change what the running agent logs
@@ -116,6 +116,48 @@ pub(super) struct ControllerFile {
 pub(super) struct Query {
     #[command(flatten)]
     pub(super) place: Place,
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    pub(super) output: Output,
+}
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(super) struct CertsArgs {
+    #[command(subcommand)]
+    pub(super) command: Option<CertsCommand>,
+    #[command(flatten)]
+    pub(super) query: Query,
+    /// Only this pod's
+    #[arg(long, value_name = "NAMESPACE/NAME", conflicts_with = "identity")]
+    pub(super) pod: Option<String>,
+    /// Only this SPIFFE id's
+    #[arg(long, value_name = "ID")]
+    pub(super) identity: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum CertsCommand {
+    /// Say of each rule of X.509-SVIDs whether a certificate keeps it, as a peer would judge
+    Verify(VerifyArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct VerifyArgs {
+    /// PEM with a chain, leaf first, or one certificate in DER
+    #[arg(required = true)]
+    pub(super) files: Vec<PathBuf>,
+    /// PEM file with the roots that it must chain to; without it, the path is not checked
+    #[arg(long, value_name = "FILE", requires = "trust_domain")]
+    pub(super) bundle: Option<PathBuf>,
+    /// Whose roots these are
+    #[arg(long, value_name = "NAME", requires = "bundle")]
+    pub(super) trust_domain: Option<String>,
+    /// The time to judge by, as 2026-08-22T09:00:00Z [default: now]
+    #[arg(long, value_name = "TIME")]
+    pub(super) at: Option<String>,
+    /// A revocation list in PEM or DER
+    #[arg(long, value_name = "FILE", requires = "bundle")]
+    pub(super) crl: Vec<PathBuf>,
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     pub(super) output: Output,
 }

@@ -4,6 +4,7 @@
 mod agent;
 mod args;
 mod ca;
+mod certs;
 mod check;
 mod client;
 mod controller;
@@ -54,7 +55,7 @@ fn run(command: Command) -> anyhow::Result<Answer> {
         Command::Workloads(args) => show::run(&show::WORKLOADS, &args),
         Command::Services(args) => show::run(&show::SERVICES, &args),
         Command::Policies(args) => show::run(&show::POLICIES, &args),
-        Command::Certs(args) => show::run(&show::CERTIFICATES, &args),
+        Command::Certs(args) => certs::run(&args),
         Command::Connections(args) => show::run(&show::CONNECTIONS, &args),
         Command::Log(args) => status::log(&args),
         Command::Ca { command } => ca::run(&command),

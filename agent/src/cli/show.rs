@@ -84,17 +84,24 @@ pub(super) const POLICIES: List = List {
     ],
 };
 
-/// The columns of `istioctl ztunnel-config certificate`.
+/// The columns of `istioctl ztunnel-config certificate`, and ours.
 pub(super) const CERTIFICATES: List = List {
     path: "/certificates",
     columns: &[
         ("CERTIFICATE NAME", |v| text(v, "/identity")),
-        ("TYPE", |_| "Leaf".into()),
+        ("TYPE", |v| v["kind"].as_str().unwrap_or("Leaf").into()),
         ("STATUS", |v| certificate_status(&text(v, "/state")).into()),
-        ("VALID CERT", |v| matches!(&*text(v, "/state"), "valid" | "renewal_failing").to_string()),
+        ("VALID CERT", |v| match v["link_valid"].as_bool() {
+            Some(valid) => valid.to_string(),
+            None => matches!(&*text(v, "/state"), "valid" | "renewal_failing").to_string(),
+        }),
         ("SERIAL NUMBER", |v| text(v, "/serial")),
         ("NOT AFTER", |v| text(v, "/not_after")),
         ("NOT BEFORE", |v| text(v, "/not_before")),
+        ("RENEWAL DUE", |v| text(v, "/renewal_due")),
+        ("ISSUER", |v| text(v, "/issuer")),
+        ("TRUST DOMAIN", |v| text(v, "/trust_domain")),
+        ("LAST ERROR", |v| text(v, "/last_error")),
     ],
 };
 
@@ -126,6 +133,7 @@ fn certificate_status(state: &str) -> &str {
         "fetching" => "Initializing",
         "failed" => "Unavailable",
         "expired" => "Expired",
+        "not_yet_valid" => "Not valid yet",
         other => other,
     }
 }

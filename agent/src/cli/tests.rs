@@ -1,5 +1,6 @@
 use super::*;
 use crate::bpf::{Report, Requirement};
+use crate::tls::testing::Authority;
 use clap::CommandFactory;
 use serde_json::{Value, json};
 use std::io::{Read, Write};
@@ -19,6 +20,14 @@ fn what_may_be_typed() {
         ("underpass status", true),
         ("underpass pods -o json --socket /s", true),
         ("underpass certs --config f -o yaml", true),
+        ("underpass certs --pod shop/a", true),
+        ("underpass certs --pod shop/a --identity spiffe://t/ns/a/sa/b", false),
+        (
+            "underpass certs verify a.pem b.pem --bundle r.pem --trust-domain t --crl l --at 2026-01-01T00:00:00Z",
+            true,
+        ),
+        ("underpass certs verify", false),
+        ("underpass certs verify a.pem --bundle r.pem", false),
         ("underpass pods --socket /s --config f", false),
         ("underpass pods -o xml", false),
         ("underpass config check f", true),
@@ -100,13 +109,21 @@ shop        deny   DENY     true      NAMESPACE   2        -
         {
             "identity": "spiffe://cluster.local/ns/shop/sa/client", "state": "valid", "serial": "0a1b",
             "not_after": "2026-08-23T09:00:00Z", "not_before": "2026-08-22T09:00:00Z",
+            "renewal_due": "2026-08-22T21:00:00Z", "issuer": "istio", "trust_domain": "cluster.local",
+            "chain": [
+                { "kind": "Leaf", "serial": "0a1b", "valid": true,
+                  "not_after": "2026-08-23T09:00:00Z", "not_before": "2026-08-22T09:00:00Z" },
+                { "kind": "Root", "serial": "07", "valid": false,
+                  "not_after": "2036-08-23T09:00:00Z", "not_before": "2026-08-22T09:00:00Z" },
+            ],
         },
         { "identity": "spiffe://cluster.local/ns/shop/sa/x", "state": "fetching" },
     ]);
-    assert_eq!(show::CERTIFICATES.table(&certificates), "\
-CERTIFICATE NAME                           TYPE   STATUS         VALID CERT   SERIAL NUMBER   NOT AFTER              NOT BEFORE
-spiffe://cluster.local/ns/shop/sa/client   Leaf   Available      true         0a1b            2026-08-23T09:00:00Z   2026-08-22T09:00:00Z
-spiffe://cluster.local/ns/shop/sa/x        Leaf   Initializing   false        -               -                      -
+    assert_eq!(show::CERTIFICATES.table(&certs::rows(&certificates)), "\
+CERTIFICATE NAME                           TYPE   STATUS         VALID CERT   SERIAL NUMBER   NOT AFTER              NOT BEFORE             RENEWAL DUE            ISSUER   TRUST DOMAIN    LAST ERROR
+spiffe://cluster.local/ns/shop/sa/client   Leaf   Available      true         0a1b            2026-08-23T09:00:00Z   2026-08-22T09:00:00Z   2026-08-22T21:00:00Z   istio    cluster.local   -
+spiffe://cluster.local/ns/shop/sa/client   Root   Available      false        07              2036-08-23T09:00:00Z   2026-08-22T09:00:00Z   -                      istio    cluster.local   -
+spiffe://cluster.local/ns/shop/sa/x        Leaf   Initializing   false        -               -                      -                      -                      -        -               -
 ");
 
     let connections = json!([{
@@ -314,4 +331,21 @@ fn an_error_tells_each_cause_once_and_a_list_in_lines() {
     let list = crate::bpf::BpfError::Requirements("MISSING one\nMISSING \u{1b}two".into());
     let told = output::words(&list.into());
     assert!(told.contains("\nMISSING one\nMISSING \\u{1b}two\n"), "{told}");
+}
+
+#[test]
+fn a_file_is_taken_for_what_it_is() {
+    let root = Authority::root();
+    let shown = root.leaf("spiffe://mesh.test/ns/shop/sa/cart", |_| {});
+    assert_eq!(certs::certificates(root.pem.as_bytes()).unwrap().len(), 1);
+    assert_eq!(certs::certificates(&shown.chain[0]).unwrap(), shown.chain);
+    assert_eq!(certs::certificates(format!("{0}{0}", root.pem).as_bytes()).unwrap().len(), 2);
+    let key = rcgen::KeyPair::generate().unwrap().serialize_pem();
+    for (bytes, said) in
+        [(&b""[..], "neither"), (b"\xff\x00 garbage", "neither"), (key.as_bytes(), "private key")]
+    {
+        assert!(certs::certificates(bytes).unwrap_err().contains(said), "{said}");
+    }
+    let half = &root.pem[..root.pem.len() / 2];
+    assert!(certs::certificates(half.as_bytes()).is_err());
 }

@@ -13,6 +13,7 @@ mod certificate;
 mod config;
 mod crl;
 mod error;
+mod explain;
 mod live;
 mod provider;
 mod svid;
@@ -27,6 +28,7 @@ pub use config::{
 };
 pub use crl::{CrlView, Crls, MAX_CRL_BYTES};
 pub use error::{TlsError, cause_of, cause_of_tls, reason_of};
+pub use explain::{Rule, explain};
 pub use live::{Held, InUse};
 pub use provider::{Profile, profile, provider, set_profile, sha256};
 pub use svid::{Summary, hex, peer_identity, summary, unhex};

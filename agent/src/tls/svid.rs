@@ -128,7 +128,7 @@ pub(super) fn may_sign_lists(certificate: &X509Certificate<'_>) -> Result<bool, 
     Ok(usage.is_none_or(|e| e.value.crl_sign()))
 }
 
-fn identity_of(leaf: &X509Certificate<'_>) -> Result<SpiffeId, TlsError> {
+pub(super) fn identity_of(leaf: &X509Certificate<'_>) -> Result<SpiffeId, TlsError> {
     let names = leaf
         .subject_alternative_name()
         .map_err(unreadable("subject alternative name"))?
@@ -147,7 +147,7 @@ fn identity_of(leaf: &X509Certificate<'_>) -> Result<SpiffeId, TlsError> {
     }
 }
 
-fn check_key_usage(leaf: &X509Certificate<'_>, identity: &SpiffeId) -> Result<(), TlsError> {
+pub(super) fn check_key_usage(leaf: &X509Certificate<'_>, identity: &SpiffeId) -> Result<(), TlsError> {
     let Some(extension) = leaf.key_usage().map_err(unreadable("key usage"))? else { return Ok(()) };
     let usage: &KeyUsage = extension.value;
     if usage.digital_signature() && !usage.key_cert_sign() && !usage.crl_sign() {
@@ -156,7 +156,10 @@ fn check_key_usage(leaf: &X509Certificate<'_>, identity: &SpiffeId) -> Result<()
     Err(TlsError::KeyUsage { identity: identity.clone(), found: format!("[{usage}]") })
 }
 
-fn check_extended_key_usage(leaf: &X509Certificate<'_>, identity: &SpiffeId) -> Result<(), TlsError> {
+pub(super) fn check_extended_key_usage(
+    leaf: &X509Certificate<'_>,
+    identity: &SpiffeId,
+) -> Result<(), TlsError> {
     let extension = leaf.extended_key_usage().map_err(unreadable("extended key usage"))?;
     let Some(usage) = extension.map(|e| e.value) else { return Ok(()) };
     if usage.server_auth && usage.client_auth {

@@ -247,3 +247,80 @@ async fn a_revocation_list_counts_as_soon_as_it_is_there() {
     until("another", || lease.current().unwrap().certificate().serial() != before.certificate().serial())
         .await;
 }
+
+#[tokio::test]
+async fn a_nudge_fetches_anew_and_one_about_the_authority_only_what_others_have_signed() {
+    let (old, new) = (Arc::new(Authority::root()), Arc::new(Authority::root()));
+    let issuer = Changing::new(&old, Some(Some(bundles(&[("mesh.test", &old), ("mesh.test", &new)]))));
+    let (nudge, heard) = mpsc::unbounded_channel();
+    *issuer.nudges.lock().unwrap() = Some(heard);
+    let manager = manager(&issuer, TrustFiles::default());
+    let (cart, till) = (manager.lease(&id(CART)), manager.lease(&id(TILL)));
+    let (first, other) = (cart.ready().await.unwrap(), till.ready().await.unwrap());
+    nudge.send(Nudge::Identity(id(CART))).unwrap();
+    let serial = |lease: &crate::certs::Lease| lease.current().unwrap().certificate().serial().to_owned();
+    until("another for the cart", || serial(&cart) != first.certificate().serial()).await;
+    assert_eq!(serial(&till), other.certificate().serial());
+    assert_eq!(issuer.calls(), 3);
+
+    // The cart's next is signed by the new authority already; the till's by the old.
+    issuer.sign_under(&new);
+    nudge.send(Nudge::Identity(id(CART))).unwrap();
+    let key_of = |lease: &crate::certs::Lease| {
+        lease.current().unwrap().certificate().authority_key_id().map(<[u8]>::to_vec)
+    };
+    let before = key_of(&till);
+    until("the new authority's for the cart", || key_of(&cart) != before).await;
+    let (authority, kept) = (key_of(&cart).unwrap(), serial(&cart));
+    nudge
+        .send(Nudge::SignedByOthers { authority: authority.clone(), within: Duration::from_millis(50) })
+        .unwrap();
+    until("the new authority's for the till", || key_of(&till).as_ref() == Some(&authority)).await;
+    assert_eq!(serial(&cart), kept, "the new authority's own stay");
+    assert_eq!(issuer.calls(), 5);
+    assert_eq!(manager.list()[0].authority_key_id, Some(tls::hex(&authority)));
+
+    // A replica that is behind answers with the old: asked again soon, and not without pause.
+    issuer.sign_under(&old);
+    nudge.send(Nudge::Identity(id(CART))).unwrap();
+    until("the old authority's", || key_of(&cart) == before).await;
+    issuer.sign_under(&new);
+    until("the new authority's again", || key_of(&cart).as_ref() == Some(&authority)).await;
+    assert_eq!(issuer.calls(), 7);
+}
+
+#[tokio::test]
+async fn no_key_shows_in_anything_that_is_printed() {
+    let authority = Arc::new(Authority::root());
+    let shown = authority.leaf(CART, |_| {});
+    let key = shown.key();
+    let issued = Issued {
+        roots: bundles(&[("mesh.test", &authority)]),
+        chain: shown.chain.clone(),
+        key: zeroize::Zeroizing::new(shown.key()),
+    };
+    let manager = manager(&Changing::new(&authority, None), TrustFiles::default());
+    let lease = manager.lease(&id(CART));
+    lease.ready().await.unwrap();
+    let certificate = tls::Certificate::new(shown.chain.clone(), shown.key()).unwrap();
+    let identity = crate::certs::Identity::new(certificate, bundles(&[("mesh.test", &authority)])).unwrap();
+    let printed = [
+        format!("{issued:?} {identity:?} {lease:?} {manager:?} {:?} {:?}", manager.list(), manager.trust()),
+        serde_json::to_string(&(manager.list(), manager.trust())).unwrap(),
+    ];
+    // The private scalar of a P-256 key in PKCS#8 follows this header.
+    let der = key.secret_der();
+    let at = der.windows(4).position(|w| w == [0x02, 0x01, 0x01, 0x04]).unwrap() + 5;
+    let scalar = &der[at..at + 32];
+    let base64 = rcgen::KeyPair::try_from(der).unwrap().serialize_pem();
+    for text in printed {
+        for part in scalar.windows(6) {
+            let list = format!("{part:?}");
+            assert!(
+                !text.contains(&tls::hex(part)) && !text.contains(list.trim_matches(['[', ']'])),
+                "{text}"
+            );
+        }
+        assert!(!base64.lines().skip(1).any(|line| text.contains(line)), "{text}");
+    }
+}
