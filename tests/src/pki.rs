@@ -4,8 +4,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType,
+    SerialNumber,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use time::{Duration, OffsetDateTime};
@@ -46,6 +47,43 @@ impl Authority {
         root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         root.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         Ok(Self { issuer: Issuer::new(root, KeyPair::generate().context("making a key")?) })
+    }
+
+    /// A root of its own with its certificate in PEM, for agents that are told to trust it.
+    pub fn root(name: &str) -> Result<(Self, String)> {
+        let mut root = CertificateParams::default();
+        root.distinguished_name = DistinguishedName::new();
+        root.distinguished_name.push(rcgen::DnType::CommonName, name);
+        root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        root.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let key = KeyPair::generate().context("making a key")?;
+        let certificate = root.self_signed(&key).context("signing a root")?;
+        Ok((Self { issuer: Issuer::new(root, key) }, certificate.pem()))
+    }
+
+    /// A list, in PEM, that takes back the certificates of these serial numbers (in hexadecimal).
+    pub fn revocation_list(&self, serials: &[&str]) -> Result<String> {
+        let now = OffsetDateTime::now_utc();
+        let one = |serial: &&str| -> Result<RevokedCertParams> {
+            let bytes = (0..serial.len()).step_by(2).map(|at| u8::from_str_radix(&serial[at..at + 2], 16));
+            let bytes = bytes.collect::<Result<Vec<u8>, _>>().with_context(|| format!("serial {serial}"))?;
+            Ok(RevokedCertParams {
+                serial_number: SerialNumber::from_slice(&bytes),
+                revocation_time: now,
+                reason_code: None,
+                invalidity_date: None,
+            })
+        };
+        let list = CertificateRevocationListParams {
+            this_update: now,
+            next_update: now + Duration::hours(1),
+            crl_number: 1u64.into(),
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(one).collect::<Result<_>>()?,
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let signed = list.signed_by(&self.issuer).context("signing a revocation list")?;
+        signed.pem().context("a revocation list as PEM")
     }
 
     /// A proper leaf for one SPIFFE id.

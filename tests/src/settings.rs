@@ -25,6 +25,8 @@ pub struct Settings {
     pub cgroup: &'static str,
     /// The section of that name, as YAML on one line.
     pub tunnel: &'static str,
+    /// `certificates.trust` as YAML on one line; `{dir}` is the topology's folder, `{node}` the node.
+    pub trust: Option<&'static str>,
     /// How long a certificate is valid.
     pub certificate_lifetime: Duration,
     /// The address of a controller that issues them, in place of the embedded authority.
@@ -41,6 +43,7 @@ impl Default for Settings {
             workers: 0,
             cgroup: "",
             tunnel: "{}",
+            trust: None,
             certificate_lifetime: Duration::from_secs(3600),
             controller: None,
         }
@@ -61,16 +64,21 @@ impl Settings {
         let _ = writeln!(t, "bpf:\n  instance: {instance}\n  cgroup: {}", cgroup.display());
         let _ = writeln!(t, "capture:\n  mode: {}", self.capture);
         let _ = writeln!(t, "discovery:\n  file: {dir}/{node}.mesh.yaml\n  debounce: 20ms");
+        let _ = writeln!(t, "certificates:");
+        if let Some(trust) = self.trust {
+            let trust = trust.replace("{dir}", &dir.to_string()).replace("{node}", node);
+            let _ = writeln!(t, "  trust: {trust}");
+        }
         let lifetime = self.certificate_lifetime.as_secs();
         if let Some(controller) = self.controller {
-            let _ = writeln!(t, "certificates:\n  issuer: controller\n  controller:");
+            let _ = writeln!(t, "  issuer: controller\n  controller:");
             let _ = writeln!(t, "    address: https://{controller}\n    lifetime: {lifetime}s");
             let _ = writeln!(t, "    alternativeHostName: {NAME}");
             let _ = writeln!(t, "    rootCertificate: {dir}/ca/root-cert.pem");
             let _ = writeln!(t, "    clientCertificate: {dir}/{node}.papers/node.pem");
             let _ = writeln!(t, "    clientKey: {dir}/{node}.papers/node.key");
         } else {
-            let _ = writeln!(t, "certificates:\n  embedded:\n    lifetime: {lifetime}s");
+            let _ = writeln!(t, "  embedded:\n    lifetime: {lifetime}s");
             let _ =
                 writeln!(t, "    rootCertificate: {dir}/{ROOT_CERTIFICATE}\n    rootKey: {dir}/{ROOT_KEY}");
         }

@@ -38,21 +38,42 @@ impl Outstay<'_> {
         })
     }
 
+    /// Stays until its stream is ended by the other side; tells by `stands` when it is there.
+    ///
+    /// # Errors
+    /// It did not come to stand, or nobody ended it.
+    pub fn until_cut(&self, from: &Netns, stands: impl FnOnce() + Send) -> Result<()> {
+        from.run(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async {
+                let (_client, mut send, mut recv) = self.come().await?;
+                echo(&mut send, &mut recv).await.context("before")?;
+                stands();
+                let ended = async { while let Some(Ok(_)) = recv.data().await {} };
+                timeout(PATIENCE, ended).await.context("nobody ended the stream")
+            })
+        })
+    }
+
     async fn go(&self) -> Result<()> {
+        let (client, mut send, mut recv) = self.come().await?;
+        echo(&mut send, &mut recv).await.context("before")?;
+        while client.clone().ready().await.is_ok() {
+            sleep(Duration::from_millis(50)).await;
+        }
+        echo(&mut send, &mut recv).await.context("after")
+    }
+
+    /// The tunnel, driven until the runtime ends, and one stream in it.
+    async fn come(&self) -> Result<(SendRequest<Bytes>, SendStream<Bytes>, RecvStream)> {
         let config = tls::client(Some(self.papers), &["h2"])?;
         let tcp = TcpStream::connect(self.to).await.context("connecting")?;
         let name = ServerName::IpAddress(self.to.ip().into());
         let stream = TlsConnector::from(config).connect(name, tcp).await.context("TLS")?;
         let (client, connection) = h2::client::handshake(stream).await.context("HTTP/2 preface")?;
-        let driver = tokio::spawn(connection);
-        let (mut send, mut recv) = self.open(client.clone()).await.context("the first stream")?;
-        echo(&mut send, &mut recv).await.context("before")?;
-        while client.clone().ready().await.is_ok() {
-            sleep(Duration::from_millis(50)).await;
-        }
-        echo(&mut send, &mut recv).await.context("after")?;
-        driver.abort();
-        Ok(())
+        tokio::spawn(connection);
+        let (send, recv) = self.open(client.clone()).await.context("the first stream")?;
+        Ok((client, send, recv))
     }
 
     async fn open(&self, client: SendRequest<Bytes>) -> Result<(SendStream<Bytes>, RecvStream)> {
