@@ -300,8 +300,11 @@ fn own_ports(w: &mut Siege) -> Result<()> {
     }
     // The application's own pod is not of the mesh's peers either: without papers there is no tunnel.
     let attempt = w.attempt("open", None, false);
+    let seen = w.cluster.n2.access()?.len();
     let outcome = attempt.make(w.ns("open"))?;
     ensure!(!outcome.reached() && outcome.status().is_none(), "{outcome:?}");
+    // Its line must not be taken for one of the next story's.
+    w.cluster.n2.wait_access_after(seen, "a tunnel without papers", |l| l.cause() == "tls_failed")?;
     // A meshed pod's application does not get to dial another pod's tunnel port through its agent.
     let stolen = w.attempt("open", Some(&w.papers), false);
     let seen = w.cluster.n1.access()?.len();
