@@ -23,7 +23,7 @@ mod view;
 mod workshop;
 
 pub use clock::Clock;
-pub use controller::{ControllerIssuer, ReportSource};
+pub use controller::{ControllerIssuer, ReportSource, held};
 pub use embedded::{EmbeddedConfig, EmbeddedIssuer};
 pub use identity::Identity;
 pub use issuer::{CertError, Issued, Issuer, Nudge};

@@ -5,7 +5,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use underpass_proto::istio::v1::auth::IstioCertificateResponse;
 use zeroize::Zeroizing;
 
-use crate::certs::root_files::SecretKey;
+use crate::certs::keeping::SecretKey;
 use crate::certs::{CertError, Issued};
 use crate::model::TrustDomain;
 use crate::tls::TrustBundles;

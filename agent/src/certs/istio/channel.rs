@@ -17,7 +17,9 @@ use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootC
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio::net::TcpStream;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
+use tokio::task::AbortHandle;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::codegen::Service;
@@ -27,10 +29,15 @@ use zeroize::Zeroizing;
 use super::{ClientFiles, IstioConfig};
 use crate::certs::CertError;
 use crate::model::TrustDomain;
+use crate::sys::watch::Watch;
 use crate::tls::{TrustBundles, provider};
 
 /// TCP and TLS together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Files are looked at this often even if no change was noticed.
+const POLL: Duration = Duration::from_secs(30);
+/// How long after a change they have to be quiet: one may be half written, or one of two.
+const QUIET: Duration = Duration::from_millis(100);
 
 /// Roots that an authority brings itself, once it did.
 pub(in crate::certs) type Followed = watch::Receiver<Option<TrustBundles>>;
@@ -61,6 +68,24 @@ struct Parts {
     followed: Vec<CertificateDer<'static>>,
     /// Certificate and key.
     client: Option<(Vec<u8>, Zeroizing<Vec<u8>>)>,
+}
+
+/// Ends with the value.
+pub(super) struct FollowedFiles(Option<AbortHandle>);
+
+impl FollowedFiles {
+    /// Outside of a runtime, changes are noticed by the next call.
+    pub(super) fn of(channels: &Arc<Channels>) -> Self {
+        let channels = channels.clone();
+        let runtime = Handle::try_current().ok();
+        Self(runtime.map(|r| r.spawn(async move { channels.follow_files().await }).abort_handle()))
+    }
+}
+
+impl Drop for FollowedFiles {
+    fn drop(&mut self) {
+        self.0.iter().for_each(AbortHandle::abort);
+    }
 }
 
 impl Channels {
@@ -95,6 +120,24 @@ impl Channels {
         let open = current.as_ref().ok_or_else(|| CertError::Issuer("no channel".into()))?;
         let unfinished = Unfinished { current: Some(self.current.clone()), number: open.number };
         Ok((open.channel.clone(), unfinished))
+    }
+
+    /// For ever: makes another channel as soon as the files say so. Otherwise a connection to a server whose
+    /// root is gone would stay until the next call, and a file that cannot be used would be noticed only then.
+    async fn follow_files(&self) {
+        let mut watch = Watch::new(&self.roots);
+        loop {
+            if let Err(e) = watch.ensure() {
+                tracing::debug!(file = %self.roots.display(), error = %e, "changes are noticed by polling only");
+            }
+            tokio::time::timeout(POLL, watch.changed()).await.ok();
+            watch.settle(QUIET).await;
+            let used = lock(&self.current).is_some();
+            if used && let Err(error) = self.get().await {
+                *lock(&self.current) = None;
+                tracing::warn!(%error, "no certificates can be asked for");
+            }
+        }
     }
 
     async fn read(&self) -> Result<Parts, CertError> {

@@ -11,6 +11,7 @@ pub(super) mod request;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -21,8 +22,8 @@ pub use channel::{check_address, check_host_name};
 pub use failure::Caller;
 pub use request::{check_cluster_id, check_headers};
 
-use self::channel::{Channels, Followed};
-use super::root_files::SecretKey;
+use self::channel::{Channels, Followed, FollowedFiles};
+use super::keeping::SecretKey;
 use super::{CertError, Issued, Issuer};
 use crate::model::{SpiffeId, TrustDomain};
 
@@ -70,7 +71,8 @@ pub struct ClientFiles {
 /// Asks an authority over gRPC, with a fresh key for each call.
 pub struct IstioIssuer {
     config: IstioConfig,
-    channels: Channels,
+    channels: Arc<Channels>,
+    _files: FollowedFiles,
 }
 
 impl IstioIssuer {
@@ -84,8 +86,8 @@ impl IstioIssuer {
 
     /// As [`Self::new`], of an authority that brings its roots itself.
     pub(super) fn following(config: IstioConfig, followed: Option<Followed>) -> Result<Self, String> {
-        let channels = Channels::new(&config, followed)?;
-        Ok(Self { config, channels })
+        let channels = Arc::new(Channels::new(&config, followed)?);
+        Ok(Self { config, _files: FollowedFiles::of(&channels), channels })
     }
 
     pub(super) fn config(&self) -> &IstioConfig {

@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 
 use super::IstioConfig;
 use crate::certs::CertError;
-use crate::certs::root_files::SecretKey;
+use crate::certs::keeping::SecretKey;
 use crate::model::SpiffeId;
 
 /// The header under which istiod finds the cluster that is to judge the token.

@@ -15,7 +15,7 @@ use x509_parser::prelude::{FromDer, ParsedExtension, X509CertificationRequest};
 use super::istio_server::{Answer, Asked, Hierarchy, Server, config};
 use super::support::{CART, Scratch, id};
 use crate::certs::istio::request;
-use crate::certs::root_files::SecretKey;
+use crate::certs::keeping::SecretKey;
 use crate::certs::{CertError, Config, Identity, Issuer, IstioConfig, IstioIssuer, Manager};
 use crate::tls::testing::{Authority, uri};
 use crate::tls::{TlsError, provider};
@@ -319,6 +319,26 @@ async fn replaced_roots_count_from_the_next_call_on() {
         let error = issuer.issue(&id(CART)).await.unwrap_err().to_string();
         assert!(error.contains("root-cert.pem cannot be used"), "{error}");
     }
+}
+
+#[tokio::test]
+async fn a_connection_that_rests_on_replaced_roots_ends_without_a_call() {
+    let place = Place::new();
+    let server = place.server(Hierarchy::new()).await;
+    let issuer = IstioIssuer::new(server.config(&place.scratch)).unwrap();
+    for text in [Authority::root().pem, "nothing".into()] {
+        place.write("root-cert.pem", &place.root.pem);
+        issuer.issue(&id(CART)).await.unwrap();
+        assert_eq!(server.open(), 1);
+        place.write("root-cert.pem", &text);
+        let ended = async {
+            while server.open() > 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), ended).await.expect("it is still open");
+    }
+    assert_eq!(server.asked.lock().unwrap().len(), 2);
 }
 
 #[tokio::test]

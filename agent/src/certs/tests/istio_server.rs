@@ -57,6 +57,7 @@ type Script = dyn Fn(Asked) -> BoxFuture<'static, Answer> + Send + Sync;
 pub(super) struct Server {
     pub(super) address: SocketAddr,
     pub(super) connections: Arc<AtomicUsize>,
+    open: Arc<AtomicUsize>,
     pub(super) asked: Arc<Mutex<Vec<Asked>>>,
     sessions: mpsc::UnboundedReceiver<Session>,
     task: JoinHandle<()>,
@@ -81,10 +82,11 @@ impl Server {
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (connections, asked) = (Arc::new(AtomicUsize::new(0)), Arc::default());
+        let open = Arc::new(AtomicUsize::new(0));
         let (opened, sessions) = mpsc::unbounded_channel();
         let service = Service { script: Arc::new(script), asked: Arc::clone(&asked), opened };
-        let task = tokio::spawn(serve(listener, tls, connections.clone(), service));
-        Self { address, connections, asked, sessions, task }
+        let task = tokio::spawn(serve(listener, tls, [connections.clone(), open.clone()], service));
+        Self { address, connections, open, asked, sessions, task }
     }
 
     /// The next stream that a follower opens.
@@ -97,6 +99,11 @@ impl Server {
     pub(super) async fn stop(mut self) {
         self.task.abort();
         (&mut self.task).await.ok();
+    }
+
+    /// Of the connections, those that have not ended.
+    pub(super) fn open(&self) -> usize {
+        self.open.load(Ordering::SeqCst)
     }
 
     pub(super) fn connections(&self) -> usize {
@@ -156,16 +163,17 @@ pub(super) fn tls(
 async fn serve(
     listener: TcpListener,
     tls: Arc<ServerConfig>,
-    connections: Arc<AtomicUsize>,
+    [connections, now]: [Arc<AtomicUsize>; 2],
     service: Service,
 ) {
     let mut open = tokio::task::JoinSet::new();
     while let Ok((tcp, _)) = listener.accept().await {
         let (tls, service) = (TlsAcceptor::from(tls.clone()), service.clone());
-        let connections = connections.clone();
+        let (connections, now) = (connections.clone(), now.clone());
         open.spawn(async move {
             let Ok(tls) = tls.accept(tcp).await else { return };
             connections.fetch_add(1, Ordering::SeqCst);
+            now.fetch_add(1, Ordering::SeqCst);
             let shown = Shown(tls.get_ref().1.peer_certificates().map(|c| c[0].to_vec()).unwrap_or_default());
             let service = service_fn(move |mut request: http::Request<Incoming>| {
                 request.extensions_mut().insert(shown.clone());
@@ -180,6 +188,7 @@ async fn serve(
             });
             let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
             let _ = server.serve_connection(TokioIo::new(tls), service).await;
+            now.fetch_sub(1, Ordering::SeqCst);
         });
     }
 }
