@@ -66,3 +66,29 @@ fn is_over(root: &CertificateDer<'_>, now: SystemTime) -> bool {
     let not_after = u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or(0);
     UNIX_EPOCH + Duration::from_secs(not_after) < now
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use underpass_proto::underpass::v1::Bundle;
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1000))]
+
+        /// No update leaves the mesh without a root, however strange.
+        #[test]
+        fn what_is_no_root_is_never_taken(
+            version in ".{0,200}",
+            domain in prop_oneof![Just("mesh.test".to_owned()), ".{0,20}"],
+            roots in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..80), 0..4),
+            authority in prop::collection::vec(any::<u8>(), 0..80),
+            renew_within_seconds in any::<u32>(),
+        ) {
+            let bundles = vec![Bundle { trust_domain: domain, roots }];
+            let update = TrustUpdate { version, bundles, authority, renew_within_seconds };
+            prop_assert!(read(update, &"mesh.test".parse().unwrap(), SystemTime::now()).is_err());
+        }
+    }
+}

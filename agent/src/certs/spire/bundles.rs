@@ -113,3 +113,35 @@ fn split(mut der: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     }
     Ok(roots)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::tls::testing::Authority;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(256))]
+
+        /// Whatever is read is what was sent, whole.
+        #[test]
+        fn what_is_split_is_all_there(
+            roots in 0..4_usize, noise in prop::collection::vec(any::<u8>(), 0..40), at in any::<prop::sample::Index>(),
+        ) {
+            let sound: Vec<Vec<u8>> = (0..roots).map(|_| root()).collect();
+            let mut der = sound.concat();
+            prop_assert_eq!(&split(&der).unwrap().iter().map(|c| c.to_vec()).collect::<Vec<_>>(), &sound);
+            let at = at.index(der.len() + 1);
+            der.splice(at..at, noise);
+            if let Ok(split) = split(&der) {
+                prop_assert_eq!(split.iter().flat_map(|c| c.to_vec()).collect::<Vec<_>>(), der);
+            }
+        }
+    }
+
+    fn root() -> Vec<u8> {
+        static ROOT: std::sync::OnceLock<Vec<u8>> = std::sync::OnceLock::new();
+        ROOT.get_or_init(|| Authority::root().certificate.to_vec()).clone()
+    }
+}

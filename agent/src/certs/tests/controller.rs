@@ -17,8 +17,8 @@ use tonic::{Code, Status};
 use underpass_proto::underpass::v1::{Bundle, HeldCertificate, RestingTunnels, TrustUpdate};
 
 use super::istio_server::{Answer, Asked, Hierarchy, Server, config};
-use super::support::{CART, Scratch, id};
-use crate::certs::{ClientFiles, ControllerIssuer, Issuer, IstioConfig, Nudge, ReportSource};
+use super::support::{CART, Scratch, Scripted, clock, id, manager};
+use crate::certs::{ClientFiles, ControllerIssuer, EmbeddedIssuer, Issuer, IstioConfig, Nudge, ReportSource};
 use crate::tls::TrustBundles;
 use crate::tls::testing::{Authority, bundles, gullible_server};
 
@@ -282,6 +282,26 @@ async fn a_refusal_says_what_to_do_for_a_node_with_a_certificate() {
     let error = ControllerIssuer::new(config).unwrap().issue(&id(CART)).await.unwrap_err().to_string();
     for part in ["controller does not issue", "node-1 does not run it", "list this node with the key"] {
         assert!(error.contains(part), "{part} is not in: {error}");
+    }
+}
+
+/// The controller takes it as the node's word that a root may be dropped.
+#[tokio::test(start_paused = true)]
+async fn it_is_known_by_which_roots_every_handshake_is_judged() {
+    let (scratch, other, clock) = (Scratch::new(), Authority::root(), clock());
+    let issuer = Scripted::new(EmbeddedIssuer::with_clock(&scratch.config(), clock.clone()).unwrap());
+    let theirs = issuer.inner.bundles().clone();
+    let foreign = bundles(&[("mesh.test", &other)]);
+    let mut both = theirs.clone();
+    both.add(&"mesh.test".parse().unwrap(), [other.certificate.clone()]).unwrap();
+    let manager = manager(&issuer, &clock);
+    assert!(manager.judges_by(&foreign), "nobody judges by anything yet");
+    manager.lease(&id(CART)).ready().await.unwrap();
+    let lease = manager.lease(&id(CART));
+    lease.ready().await.unwrap();
+    assert!(manager.judges_by(&theirs));
+    for other in [foreign, both] {
+        assert!(!manager.judges_by(&other), "{other:?}");
     }
 }
 
