@@ -300,9 +300,12 @@ async fn it_is_known_by_which_roots_every_handshake_is_judged() {
     let lease = manager.lease(&id(CART));
     lease.ready().await.unwrap();
     assert!(manager.judges_by(&theirs));
-    for other in [foreign, both] {
-        assert!(!manager.judges_by(&other), "{other:?}");
+    for other in [&foreign, &both] {
+        assert!(!manager.judges_by(other), "{other:?}");
     }
+    // A root that is still trusted must not count as dropped.
+    lease.current().unwrap().trust().set(both.clone().into());
+    assert!(manager.judges_by(&both) && !manager.judges_by(&theirs));
 }
 
 /// The files that the issuer reads, and the root of the server's certificate.
