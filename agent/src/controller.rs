@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::Context;
-use serde_json::{Value, json};
+use futures::FutureExt;
+use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -74,7 +75,11 @@ async fn serve(config: ControllerConfig, file: PathBuf) -> anyhow::Result<()> {
     let sources = Arc::new(ControllerSources {
         agents: {
             let (authority, agents, config) = (authority.clone(), agents.clone(), config.clone());
-            Box::new(move || view(&authority, &agents, &*attestor, &config))
+            Box::new(move || {
+                let (authority, agents) = (authority.clone(), agents.clone());
+                let (attestor, config) = (Arc::clone(&attestor), config.clone());
+                async move { view(&authority, &agents, &*attestor, &config).await }.boxed()
+            })
         },
         metrics: Box::new(move || {
             let end = authority.state().borrow().not_after.duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -161,7 +166,15 @@ async fn follow_nodes(
     }
 }
 
-fn view(authority: &Authority, agents: &Agents, attestor: &dyn Attestor, config: &ControllerConfig) -> Value {
+/// # Errors
+/// What could not be asked. A list that lacks nodes would let a rotation go on without them.
+async fn view(
+    authority: &Authority,
+    agents: &Agents,
+    attestor: &dyn Attestor,
+    config: &ControllerConfig,
+) -> Result<Value, String> {
+    let expected = attestor.expected().await.map_err(|refusal| refusal.to_string())?;
     let signing = Arc::clone(&authority.state().borrow());
     let update = serve::update(&signing, &config.trust_domain, config.rotation.renew_within);
     let roots = signing.roots.iter().map(|root| RootView {
@@ -173,8 +186,8 @@ fn view(authority: &Authority, agents: &Agents, attestor: &dyn Attestor, config:
         version: update.version,
         authority: signing.authority.clone(),
         roots: roots.collect(),
-        expected: attestor.expected(),
+        expected,
         agents: agents.view(),
     };
-    serde_json::to_value(view).unwrap_or_else(|e| json!({ "error": e.to_string() }))
+    serde_json::to_value(view).map_err(|e| e.to_string())
 }

@@ -6,6 +6,7 @@ use axum::Router;
 use axum::http::{HeaderValue, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
+use futures::future::BoxFuture;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
@@ -14,7 +15,8 @@ use super::routes::failed;
 
 /// Where the answers come from.
 pub struct ControllerSources {
-    pub agents: Box<dyn Fn() -> Value + Send + Sync>,
+    /// JSON, or why there is none.
+    pub agents: Box<dyn Fn() -> BoxFuture<'static, Result<Value, String>> + Send + Sync>,
     /// Prometheus' text, or why there is none.
     pub metrics: Box<dyn Fn() -> Result<String, String> + Send + Sync>,
 }
@@ -24,7 +26,10 @@ impl Admin {
     pub async fn serve_controller(self, sources: Arc<ControllerSources>, stop: CancellationToken) {
         let agents = {
             let sources = Arc::clone(&sources);
-            get(move || std::future::ready(axum::Json((sources.agents)())))
+            get(async move || match (sources.agents)().await {
+                Ok(agents) => axum::Json(agents).into_response(),
+                Err(why) => failed(&why),
+            })
         };
         let metrics = {
             let route = get(move || std::future::ready(text(&sources)));

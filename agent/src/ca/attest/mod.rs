@@ -1,14 +1,19 @@
 //! Who calls, and what that node may have: behind one seam, so that machines in a list and pods of
 //! Kubernetes are asked for the same things.
 
+mod kubernetes;
 mod nodes;
 
 use std::fmt;
 
 use futures::future::BoxFuture;
+use futures::stream::BoxStream;
 
 use crate::model::SpiffeId;
 
+pub use kubernetes::{
+    ApiError, Kubernetes, KubernetesApi, KubernetesConfig, Phase, Pod, ServiceAccount, TokenReview,
+};
 pub use nodes::{ListedNode, Nodes, PublicKeyPin, listed_twice};
 
 /// What a caller has shown.
@@ -64,8 +69,14 @@ pub trait Attestor: Send + Sync + 'static {
     fn runs<'a>(&'a self, node: &'a NodeName, identity: &'a SpiffeId) -> BoxFuture<'a, Result<(), Refusal>>;
 
     /// Every node that should come, whether it ever did or not.
-    fn expected(&self) -> Vec<String>;
+    fn expected(&self) -> BoxFuture<'_, Result<Vec<String>, Refusal>>;
+
+    /// An item each time that [`Self::who`] may say something else than before this was called.
+    fn changes(&self) -> Changes;
 }
+
+/// Ends when nothing will change any more.
+pub type Changes = BoxStream<'static, ()>;
 
 impl fmt::Debug for Papers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -7,11 +7,11 @@ use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::str::FromStr;
 
-use futures::FutureExt;
 use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt, stream};
 use tokio::sync::watch;
 
-use super::{Attestor, NodeName, Papers, Refusal};
+use super::{Attestor, Changes, NodeName, Papers, Refusal};
 use crate::model::SpiffeId;
 use crate::tls::sha256;
 
@@ -110,7 +110,17 @@ impl Attestor for Nodes {
         std::future::ready(said).boxed()
     }
 
-    fn expected(&self) -> Vec<String> {
-        self.list.borrow().iter().map(|node| node.name.clone()).collect()
+    fn expected(&self) -> BoxFuture<'_, Result<Vec<String>, Refusal>> {
+        let names = self.list.borrow().iter().map(|node| node.name.clone()).collect();
+        std::future::ready(Ok(names)).boxed()
+    }
+
+    fn changes(&self) -> Changes {
+        // Ours has seen nothing of the list's changes, nor have its clones: none is missed.
+        let changed = |mut list: watch::Receiver<_>| async move {
+            list.changed().await.ok()?;
+            Some(((), list))
+        };
+        stream::unfold(self.list.clone(), changed).boxed()
     }
 }

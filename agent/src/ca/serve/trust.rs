@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::Stream;
+use futures::{Stream, StreamExt};
 use tokio::sync::{mpsc, watch};
 use tonic::{Request, Response, Status, Streaming};
 use underpass_proto::underpass::v1::trust_service_server::TrustService;
@@ -13,9 +13,10 @@ use underpass_proto::underpass::v1::{AgentReport, Bundle, TrustUpdate};
 use super::{Service, papers};
 use crate::ca::Signing;
 use crate::ca::agents::Session;
-use crate::ca::attest::{NodeName, Papers, Refusal};
+use crate::ca::attest::{Changes, NodeName, Papers, Refusal};
 use crate::ca::signing::{hex, unhex};
 use crate::model::TrustDomain;
+use crate::model::spiffe::shorten;
 use crate::tls::sha256;
 
 #[tonic::async_trait]
@@ -27,6 +28,7 @@ impl TrustService for Service {
         request: Request<Streaming<AgentReport>>,
     ) -> Result<Response<Self::FollowStream>, Status> {
         let papers = papers(&request);
+        let changes = self.attestor.changes();
         let node = self.attestor.who(&papers).await.map_err(|refusal| {
             tracing::warn!("a follower was refused: {refusal}");
             match refusal {
@@ -42,7 +44,7 @@ impl TrustService for Service {
             .ok_or_else(|| Status::resource_exhausted(format!("node {node} has too many streams open")))?;
         tracing::info!(%node, "an agent follows");
         let (send, mut updates) = mpsc::channel(1);
-        let follower = Follower { service: self.clone(), papers, node, session };
+        let follower = Follower { service: self.clone(), papers, node, session, changes };
         tokio::spawn(follower.run(request.into_inner(), send));
         Ok(Response::new(Box::pin(futures::stream::poll_fn(move |cx| updates.poll_recv(cx)))))
     }
@@ -53,38 +55,41 @@ struct Follower {
     papers: Papers,
     node: NodeName,
     session: Session,
+    changes: Changes,
 }
 
-/// How often it is asked again whether the node is still known.
-const AGAIN: Duration = Duration::from_secs(10);
-
 impl Follower {
-    async fn run(self, mut reports: Streaming<AgentReport>, send: mpsc::Sender<Result<TrustUpdate, Status>>) {
+    async fn run(
+        mut self,
+        mut reports: Streaming<AgentReport>,
+        send: mpsc::Sender<Result<TrustUpdate, Status>>,
+    ) {
         let mut state = self.service.authority.state();
-        let mut again = tokio::time::interval(AGAIN);
-        state.mark_changed();
+        let mut told = false;
         let ended = loop {
             tokio::select! {
-                changed = state.changed() => {
-                    if changed.is_err() {
-                        break None;
+                // Nothing else waits for an agent that does not read.
+                room = send.reserve(), if !told => match room {
+                    Ok(room) => {
+                        room.send(Ok(self.service.update(&mut state)));
+                        told = true;
                     }
-                    let update = self.service.update(&state);
-                    // An agent that does not read is given up when its connection is.
-                    if send.send(Ok(update)).await.is_err() {
-                        break None;
-                    }
-                }
+                    Err(_) => break None,
+                },
+                changed = state.changed(), if told => match changed {
+                    Ok(()) => told = false,
+                    Err(_) => break None,
+                },
                 report = reports.message() => match report {
                     Ok(Some(report)) if report.node == self.node.as_str() => self.session.report(report),
                     Ok(Some(report)) => {
-                        let why = format!("a report of {:?} by node {}", report.node, self.node);
+                        let why = format!("a report of {:?} by node {}", shorten(&report.node), self.node);
                         break Some(Status::permission_denied(why));
                     }
                     Ok(None) => break None,
                     Err(status) => break Some(status),
                 },
-                _ = again.tick() => match self.service.attestor.who(&self.papers).await {
+                Some(()) = self.changes.next() => match self.service.attestor.who(&self.papers).await {
                     Ok(node) if node == self.node => {}
                     Err(Refusal::Unavailable(_)) => {}
                     _ => break Some(Status::unauthenticated("the node is not known any more")),
@@ -93,6 +98,7 @@ impl Follower {
             }
         };
         tracing::info!(node = %self.node, why = ended.as_ref().map(ToString::to_string), "an agent follows no more");
+        drop(self.session);
         if let Some(status) = ended {
             let _ = send.send(Err(status)).await;
         }
@@ -100,8 +106,8 @@ impl Follower {
 }
 
 impl Service {
-    fn update(&self, state: &watch::Receiver<Arc<Signing>>) -> TrustUpdate {
-        let signing = Arc::clone(&state.borrow());
+    fn update(&self, state: &mut watch::Receiver<Arc<Signing>>) -> TrustUpdate {
+        let signing = Arc::clone(&state.borrow_and_update());
         update(&signing, &self.authority.config().trust_domain, self.renew_within)
     }
 }
