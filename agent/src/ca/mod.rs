@@ -10,6 +10,7 @@ pub mod attest;
 mod authority;
 mod csr;
 pub mod hierarchy;
+pub mod publish;
 pub mod rotation;
 pub mod serve;
 mod signing;

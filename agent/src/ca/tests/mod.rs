@@ -4,4 +4,4 @@ mod authority;
 mod csr;
 mod hierarchy;
 mod openssl;
-mod support;
+pub(super) mod support;

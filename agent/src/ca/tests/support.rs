@@ -10,18 +10,18 @@ use crate::ca::{Authority, AuthorityConfig};
 use crate::certs::Clock;
 use crate::model::{SpiffeId, TrustDomain};
 
-pub(super) const CART: &str = "spiffe://mesh.test/ns/shop/sa/cart";
-pub(super) const DAY: Duration = Duration::from_secs(24 * 3600);
+pub(in crate::ca) const CART: &str = "spiffe://mesh.test/ns/shop/sa/cart";
+pub(in crate::ca) const DAY: Duration = Duration::from_secs(24 * 3600);
 
-pub(super) fn id(s: &str) -> SpiffeId {
+pub(in crate::ca) fn id(s: &str) -> SpiffeId {
     s.parse().unwrap()
 }
 
-pub(super) fn domain() -> TrustDomain {
+pub(in crate::ca) fn domain() -> TrustDomain {
     "mesh.test".parse().unwrap()
 }
 
-pub(super) fn uri(s: &str) -> SanType {
+pub(in crate::ca) fn uri(s: &str) -> SanType {
     SanType::URI(s.try_into().unwrap())
 }
 
@@ -51,7 +51,7 @@ impl Drop for Scratch {
 }
 
 /// An offline root in `root`, and an authority's folder under it in `ca`.
-pub(super) fn world() -> Scratch {
+pub(in crate::ca) fn world() -> Scratch {
     let scratch = Scratch::new();
     let now = SystemTime::now();
     hierarchy::make_root(&scratch.join("root"), Some(&domain()), ROOT_LIFETIME, now).unwrap();
@@ -66,16 +66,16 @@ pub(super) fn world() -> Scratch {
     scratch
 }
 
-pub(super) fn config(scratch: &Scratch) -> AuthorityConfig {
+pub(in crate::ca) fn config(scratch: &Scratch) -> AuthorityConfig {
     AuthorityConfig::new(scratch.join("ca"), domain())
 }
 
-pub(super) fn open(scratch: &Scratch) -> Authority {
+pub(in crate::ca) fn open(scratch: &Scratch) -> Authority {
     Authority::open(&config(scratch), Clock::system()).unwrap()
 }
 
 /// One key of each kind that is granted.
-pub(super) fn keys() -> Vec<(&'static str, KeyPair)> {
+pub(in crate::ca) fn keys() -> Vec<(&'static str, KeyPair)> {
     vec![
         ("P-256", KeyPair::generate().unwrap()),
         ("P-384", KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap()),
@@ -85,7 +85,7 @@ pub(super) fn keys() -> Vec<(&'static str, KeyPair)> {
 }
 
 /// What ztunnel sends, changed.
-pub(super) fn params(change: impl FnOnce(&mut CertificateParams)) -> CertificateParams {
+pub(in crate::ca) fn params(change: impl FnOnce(&mut CertificateParams)) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.subject_alt_names = vec![uri(CART)];
@@ -93,6 +93,6 @@ pub(super) fn params(change: impl FnOnce(&mut CertificateParams)) -> Certificate
     params
 }
 
-pub(super) fn request(key: &KeyPair, change: impl FnOnce(&mut CertificateParams)) -> String {
+pub(in crate::ca) fn request(key: &KeyPair, change: impl FnOnce(&mut CertificateParams)) -> String {
     params(change).serialize_request(key).unwrap().pem().unwrap()
 }
