@@ -255,8 +255,10 @@ impl Authority {
             return Err(IssueError::NotYetValid(left.as_secs()));
         }
         let wanted = lifetime.filter(|l| !l.is_zero()).unwrap_or(self.config.lifetime);
-        let end = now + wanted.min(self.config.max_lifetime);
-        let start = now - self.config.backdate;
+        let wanted = wanted.min(self.config.max_lifetime);
+        // Renewal is due at half of the whole: with more, a short certificate would be due when it is made.
+        let start = now - self.config.backdate.min(wanted / 4);
+        let end = now + wanted;
         Ok((start.max(signing.not_before), end.min(signing.not_after)))
     }
 }

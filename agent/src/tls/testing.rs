@@ -158,7 +158,7 @@ impl Shown {
         self.key.clone_key()
     }
 
-    fn resolver(&self) -> Arc<SingleCertAndKey> {
+    pub(crate) fn resolver(&self) -> Arc<SingleCertAndKey> {
         let key = provider().key_provider.load_private_key(self.key()).unwrap();
         Arc::new(SingleCertAndKey::from(CertifiedKey::new(self.chain.clone(), key)))
     }

@@ -3,7 +3,7 @@
 //! A key and not a certificate authority: nothing to expire, nothing that a root's rotation touches, and
 //! whoever takes a line out of the list has taken the node out.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 use std::str::FromStr;
 
@@ -78,12 +78,8 @@ impl Nodes {
 
 /// Whether two lines are of one node or one key, which would make it two nodes: the name.
 pub fn listed_twice(list: &[ListedNode]) -> Option<&str> {
-    let mut seen = HashMap::new();
-    list.iter().find_map(|node| {
-        let name = seen.insert(node.name.clone(), ()).is_some();
-        let key = list.iter().filter(|other| other.key == node.key).count() > 1;
-        (name || key).then_some(node.name.as_str())
-    })
+    let (mut names, mut keys) = (HashSet::new(), HashSet::new());
+    list.iter().find(|node| !names.insert(&node.name) | !keys.insert(node.key)).map(|node| node.name.as_str())
 }
 
 impl Attestor for Nodes {

@@ -7,7 +7,8 @@ use underpass_proto::istio::v1::auth::istio_certificate_service_server::IstioCer
 use underpass_proto::istio::v1::auth::{IstioCertificateRequest, IstioCertificateResponse};
 use underpass_proto::well_known::value::Kind;
 
-use super::{Service, papers};
+use super::Service;
+use super::metrics::Outcome;
 use crate::ca::attest::{NodeName, Refusal};
 use crate::ca::{IssuedChain, RequestError, check_request};
 use crate::model::SpiffeId;
@@ -19,16 +20,15 @@ impl IstioCertificateService for Service {
         &self,
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
-        let papers = papers(&request);
         let asked = asked_for(request.get_ref());
         let shown = asked.as_ref().map_or_else(|_| String::new(), ToString::to_string);
-        let node = match self.attestor.who(&papers).await {
-            Ok(node) => node,
+        let node = match self.caller(&request).await {
+            Ok(caller) => caller.node,
             Err(refusal) => return Err(self.refuse(None, &shown, &Denied::Caller(refusal))),
         };
         match self.decide(&node, asked, request.into_inner()).await {
             Ok(issued) => {
-                self.metrics.decided("issued");
+                self.metrics.decided(Outcome::Issued);
                 tracing::info!(%node, identity = shown, serial = issued.serial, "certificate issued");
                 Ok(Response::new(IstioCertificateResponse { cert_chain: issued.pem }))
             }
@@ -78,19 +78,20 @@ impl Service {
     /// Everything goes to the log. A caller that is not known learns only that; one that is learns what to
     /// look at.
     fn refuse(&self, node: Option<&NodeName>, identity: &str, denied: &Denied) -> Status {
-        let (result, status) = match denied {
+        let (outcome, status) = match denied {
             Denied::Caller(Refusal::Unknown(_)) => {
                 let told = "the caller is not known here: see the controller's log for why";
-                ("unknown_caller", Status::unauthenticated(told))
+                (Outcome::UnknownCaller, Status::unauthenticated(told))
             }
-            Denied::Caller(Refusal::NotYours(why)) => ("not_its_own", Status::permission_denied(why)),
-            Denied::Caller(Refusal::Unavailable(why)) => ("unavailable", Status::unavailable(why)),
-            Denied::Asked(why) => ("bad_request", Status::invalid_argument(why)),
-            Denied::Request(why) => ("bad_request", Status::invalid_argument(why.to_string())),
-            Denied::TooMany(_) => ("too_many", Status::resource_exhausted(denied.to_string())),
-            Denied::Authority(why) => ("authority", Status::failed_precondition(why)),
+            Denied::Caller(Refusal::NotYours(why)) => (Outcome::NotItsOwn, Status::permission_denied(why)),
+            Denied::Caller(Refusal::Unavailable(why)) => (Outcome::Unavailable, Status::unavailable(why)),
+            Denied::Asked(why) => (Outcome::BadRequest, Status::invalid_argument(why)),
+            Denied::Request(why) => (Outcome::BadRequest, Status::invalid_argument(why.to_string())),
+            Denied::TooMany(_) => (Outcome::TooMany, Status::resource_exhausted(denied.to_string())),
+            Denied::Authority(why) => (Outcome::Authority, Status::failed_precondition(why)),
         };
-        self.metrics.decided(result);
+        self.metrics.decided(outcome);
+        let result = outcome.label();
         let node = node.map_or("", NodeName::as_str);
         tracing::warn!(node, identity, result, "no certificate issued: {denied}");
         status

@@ -31,10 +31,11 @@ pub use metrics::Metrics;
 pub use papers::ServerCertificate;
 pub(crate) use trust::update;
 
+use self::places::{Place, Places};
 use self::turns::Turns;
 use super::Authority;
 use super::agents::Agents;
-use super::attest::{Attestor, Papers, PublicKeyPin};
+use super::attest::{Attestor, NodeName, Papers, PublicKeyPin, Refusal};
 
 /// What answers. Clones share it.
 #[derive(Clone)]
@@ -45,6 +46,29 @@ pub struct Service {
     turns: Turns,
     metrics: Metrics,
     renew_within: Duration,
+    limits: Limits,
+}
+
+/// What callers may take before they have proven anything.
+#[derive(Clone, Copy)]
+struct Limits {
+    connections: usize,
+    /// Behind one address there may be a few nodes, and a few agents of each while they are upgraded.
+    of_an_address: usize,
+    handshake: Duration,
+    /// How long after the handshake a caller may take to show who it is.
+    proof: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 4096,
+            of_an_address: 64,
+            handshake: Duration::from_secs(10),
+            proof: Duration::from_secs(30),
+        }
+    }
 }
 
 impl Service {
@@ -57,12 +81,21 @@ impl Service {
         renew_within: Duration,
     ) -> Self {
         let at_once = std::thread::available_parallelism().map_or(2, usize::from).max(2);
-        Self { authority, attestor, agents, turns: Turns::new(at_once), metrics, renew_within }
+        Self {
+            authority,
+            attestor,
+            agents,
+            turns: Turns::new(at_once),
+            metrics,
+            renew_within,
+            limits: Limits::default(),
+        }
     }
 
     /// Accepts until `stop`, then lets the calls under way end, for a while.
     pub async fn serve(self, listener: TcpListener, certificate: ServerCertificate, stop: CancellationToken) {
-        let (open, places) = (TaskTracker::new(), places::Places::new(CONNECTIONS, OF_AN_ADDRESS));
+        let (open, places) =
+            (TaskTracker::new(), Places::new(self.limits.connections, self.limits.of_an_address));
         let tls = TlsAcceptor::from(tls::config(certificate));
         loop {
             let (stream, from) = tokio::select! {
@@ -78,14 +111,18 @@ impl Service {
                 },
             };
             // Closed rather than queued: agents come again, and with a backoff.
-            let Some(place) = places.take(from.ip().to_canonical()) else {
+            let place = places.take(from.ip());
+            if place.as_ref().is_none_or(|(_, other_lost_it)| *other_lost_it) {
                 self.metrics.turned_away();
-                continue;
-            };
+            }
+            let Some((place, _)) = place else { continue };
             let (service, tls, stop) = (self.clone(), tls.clone(), stop.clone());
             open.spawn(async move {
-                let _place = place;
-                service.connection(stream, from, tls, stop).await;
+                let place = Arc::new(place);
+                tokio::select! {
+                    () = place.lost() => {}
+                    () = service.connection(stream, from, tls, Arc::clone(&place), stop) => {}
+                }
             });
         }
         open.close();
@@ -97,17 +134,20 @@ impl Service {
         stream: TcpStream,
         from: SocketAddr,
         tls: TlsAcceptor,
+        place: Arc<Place>,
         stop: CancellationToken,
     ) {
+        let limits = self.limits;
         let _ = stream.set_nodelay(true);
-        let stream = match tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
+        let stream = match tokio::time::timeout(limits.handshake, tls.accept(stream)).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(e)) => return tracing::debug!(%from, "TLS handshake: {e}"),
             Err(_) => return tracing::debug!(%from, "no TLS handshake in time"),
         };
         let key = stream.get_ref().1.peer_certificates().and_then(|chain| tls::key_of(chain.first()?));
+        let shown = Shown { key, place: Arc::clone(&place) };
         let service = service_fn(move |mut request: http::Request<Incoming>| {
-            request.extensions_mut().insert(Shown(key));
+            request.extensions_mut().insert(shown.clone());
             let service = self.clone();
             async move {
                 if request.uri().path().starts_with("/underpass.v1.TrustService/") {
@@ -127,8 +167,15 @@ impl Service {
             .max_header_list_size(HEADERS)
             .serve_connection(TokioIo::new(stream), service);
         let mut connection = std::pin::pin!(connection);
+        let unproven = async {
+            tokio::time::sleep(limits.proof).await;
+            if place.is_proven() {
+                std::future::pending::<()>().await;
+            }
+        };
         tokio::select! {
             _ = connection.as_mut() => {}
+            () = unproven => tracing::debug!(%from, "it has not shown in time which node it is"),
             () = stop.cancelled() => {
                 connection.as_mut().graceful_shutdown();
                 // Streams of followers do not end by themselves.
@@ -138,24 +185,35 @@ impl Service {
     }
 }
 
-/// The key of the certificate that the caller has shown in TLS.
-#[derive(Clone, Copy)]
-struct Shown(Option<PublicKeyPin>);
+/// What belongs to the connection that a request came by.
+#[derive(Clone)]
+struct Shown {
+    /// The key of the certificate that the caller has shown in TLS.
+    key: Option<PublicKeyPin>,
+    place: Arc<Place>,
+}
 
-fn papers<T>(request: &Request<T>) -> Papers {
-    let token = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
-    let token = token.and_then(|value| value.split_once(' '));
-    let token = token.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")).map(|(_, t)| t.trim());
-    Papers {
-        key: request.extensions().get::<Shown>().and_then(|shown| shown.0),
-        token: token.map(str::to_owned),
+/// Who it is that calls, and what it has shown.
+struct Caller {
+    node: NodeName,
+    papers: Papers,
+}
+
+impl Service {
+    async fn caller<T>(&self, request: &Request<T>) -> Result<Caller, Refusal> {
+        let token = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
+        let token = token.and_then(|value| value.split_once(' '));
+        let token = token.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")).map(|(_, t)| t.trim());
+        let shown = request.extensions().get::<Shown>();
+        let papers = Papers { key: shown.and_then(|shown| shown.key), token: token.map(str::to_owned) };
+        let node = self.attestor.who(&papers).await?;
+        if let Some(shown) = shown {
+            shown.place.prove();
+        }
+        Ok(Caller { node, papers })
     }
 }
 
-const CONNECTIONS: usize = 4096;
-/// Behind one address there may be a few nodes, and a few agents of each while they are upgraded.
-const OF_AN_ADDRESS: usize = 64;
-const HANDSHAKE: Duration = Duration::from_secs(10);
 const LAST: Duration = Duration::from_secs(5);
 const STREAMS: u32 = 128;
 const HEADERS: u32 = 16 << 10;
@@ -163,3 +221,6 @@ const HEADERS: u32 = 16 << 10;
 const REQUEST: usize = 64 << 10;
 /// What agents keep to is half of it.
 const REPORT: usize = 4 << 20;
+
+#[cfg(test)]
+mod tests;

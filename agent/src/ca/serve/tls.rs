@@ -32,10 +32,11 @@ pub(super) fn config(certificate: ServerCertificate) -> Arc<ServerConfig> {
     Arc::new(config)
 }
 
-/// The pin of a certificate's key.
+/// The pin of a certificate's key, as the library reads it that has verified the signature by it: another
+/// parser might find another key.
 pub(super) fn key_of(certificate: &CertificateDer<'_>) -> Option<PublicKeyPin> {
-    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
-    Some(PublicKeyPin::of(parsed.public_key().raw))
+    let parsed = webpki::EndEntityCert::try_from(certificate).ok()?;
+    Some(PublicKeyPin::of(&parsed.subject_public_key_info()))
 }
 
 /// Believes that the caller has the key of what it shows, and nothing else that is in it.

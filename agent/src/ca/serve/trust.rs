@@ -10,7 +10,7 @@ use tonic::{Request, Response, Status, Streaming};
 use underpass_proto::underpass::v1::trust_service_server::TrustService;
 use underpass_proto::underpass::v1::{AgentReport, Bundle, TrustUpdate};
 
-use super::{Service, papers};
+use super::{Caller, Service};
 use crate::ca::Signing;
 use crate::ca::agents::Session;
 use crate::ca::attest::{Changes, NodeName, Papers, Refusal};
@@ -27,21 +27,20 @@ impl TrustService for Service {
         &self,
         request: Request<Streaming<AgentReport>>,
     ) -> Result<Response<Self::FollowStream>, Status> {
-        let papers = papers(&request);
         let changes = self.attestor.changes();
-        let node = self.attestor.who(&papers).await.map_err(|refusal| {
-            tracing::warn!("a follower was refused: {refusal}");
-            match refusal {
+        let Caller { node, papers } = self.caller(&request).await.map_err(|refusal| {
+            let status = match &refusal {
                 Refusal::Unavailable(why) => Status::unavailable(why),
                 _ => {
                     Status::unauthenticated("the caller is not known here: see the controller's log for why")
                 }
-            }
+            };
+            self.refuse_stream(&refusal, status)
         })?;
-        let session = self
-            .agents
-            .enter(&node)
-            .ok_or_else(|| Status::resource_exhausted(format!("node {node} has too many streams open")))?;
+        let session = self.agents.enter(&node).ok_or_else(|| {
+            let why = format!("node {node} has too many streams open");
+            self.refuse_stream(&why, Status::resource_exhausted(&why))
+        })?;
         tracing::info!(%node, "an agent follows");
         let (send, mut updates) = mpsc::channel(1);
         let follower = Follower { service: self.clone(), papers, node, session, changes };
@@ -106,6 +105,12 @@ impl Follower {
 }
 
 impl Service {
+    fn refuse_stream(&self, why: &dyn std::fmt::Display, status: Status) -> Status {
+        self.metrics.stream_refused();
+        tracing::warn!("a follower was refused: {why}");
+        status
+    }
+
     fn update(&self, state: &mut watch::Receiver<Arc<Signing>>) -> TrustUpdate {
         let signing = Arc::clone(&state.borrow_and_update());
         update(&signing, &self.authority.config().trust_domain, self.renew_within)
