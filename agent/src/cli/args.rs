@@ -88,7 +88,12 @@ pub(super) enum ConfigCommand {
         controller: bool,
     },
     /// Say whether an agent would take this configuration, by line and field if not
-    Check { file: PathBuf },
+    Check {
+        /// It is a controller's and no agent's
+        #[arg(long)]
+        controller: bool,
+        file: PathBuf,
+    },
 }
 
 #[derive(Debug, Subcommand)]

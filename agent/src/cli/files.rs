@@ -6,17 +6,21 @@ use anyhow::Context;
 
 use super::output::{print, printable};
 use super::{Answer, args};
-use crate::config::{self, ConfigError};
+use crate::config::{self, ConfigError, ControllerConfig};
 use crate::discovery::file::{FileError, FileState, parse};
 use crate::discovery::yaml::Problem;
 
 pub(super) fn example(controller: bool) -> anyhow::Result<Answer> {
-    print(&if controller { config::ControllerConfig::example() } else { config::example() })
+    print(&if controller { ControllerConfig::example() } else { config::example() })
 }
 
-pub(super) fn check_config(file: &Path) -> anyhow::Result<Answer> {
-    let refused = match args::read_config(file) {
-        Ok(_) => return print(&format!("{}: good\n", file.display())),
+pub(super) fn check_config(file: &Path, controller: bool) -> anyhow::Result<Answer> {
+    let read = match controller {
+        true => ControllerConfig::read(file).map(drop).map_err(Into::into),
+        false => args::read_config(file).map(drop),
+    };
+    let refused = match read {
+        Ok(()) => return print(&format!("{}: good\n", file.display())),
         Err(e) => e,
     };
     match refused.downcast_ref::<ConfigError>() {

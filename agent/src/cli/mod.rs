@@ -60,7 +60,9 @@ fn run(command: Command) -> anyhow::Result<Answer> {
         Command::Log(args) => status::log(&args),
         Command::Ca { command } => ca::run(&command),
         Command::Config { command: ConfigCommand::Example { controller } } => files::example(controller),
-        Command::Config { command: ConfigCommand::Check { file } } => files::check_config(&file),
+        Command::Config { command: ConfigCommand::Check { controller, file } } => {
+            files::check_config(&file, controller)
+        }
         Command::Mesh { command: MeshCommand::Check { file } } => files::check_mesh(&file),
         Command::Version => output::print(&format!("underpass {}\n", args::VERSION)),
     }

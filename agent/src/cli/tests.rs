@@ -349,3 +349,16 @@ fn a_file_is_taken_for_what_it_is() {
     let half = &root.pem[..root.pem.len() / 2];
     assert!(certs::certificates(half.as_bytes()).is_err());
 }
+
+#[test]
+fn a_controllers_configuration_is_judged_as_one() {
+    let file = std::env::temp_dir().join(format!("underpass-cli-{}.yaml", std::process::id()));
+    let judged = |text: &str, controller| {
+        std::fs::write(&file, text).unwrap();
+        super::files::check_config(&file, controller).unwrap()
+    };
+    let (own, agents) = (crate::config::ControllerConfig::example(), crate::config::example());
+    let said = [judged(&own, true), judged(&own, false), judged(&agents, true), judged("names: []", true)];
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(said, [Answer::Yes, Answer::No, Answer::No, Answer::No]);
+}

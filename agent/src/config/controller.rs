@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{ConfigError, Tls, example};
 use crate::admin::AdminConfig;
 use crate::ca::AuthorityConfig;
-use crate::ca::attest::{ListedNode, listed_twice};
+use crate::ca::attest::{ListedNode, PublicKeyPin, listed_twice};
 use crate::discovery::yaml::{self, Complaints, Invalid, Path as Field};
 use crate::model::{SpiffeId, TrustDomain, units};
 use crate::telemetry::LogConfig;
@@ -197,31 +197,101 @@ impl ControllerConfig {
     }
 
     fn check(&self) -> Complaints {
-        let mut complaints = Complaints::default();
-        if self.names.is_empty() {
-            complaints.add(
-                Field::default().key("names"),
-                "has at least the name that agents call it by".to_owned(),
-            );
+        let mut check = Check::default();
+        check.itself(self);
+        check.times(self);
+        check.nodes(self);
+        check.complaints
+    }
+}
+
+/// What types cannot say.
+#[derive(Default)]
+struct Check {
+    complaints: Complaints,
+}
+
+impl Check {
+    fn itself(&mut self, config: &ControllerConfig) {
+        if config.names.is_empty() {
+            self.refuse("names", "has at least the name that agents call it by");
         }
-        let nodes = || Field::default().key("attestation").key("nodes");
-        for (at, node) in self.attestation.nodes.iter().enumerate() {
-            if node.name.is_empty() {
-                complaints.add(nodes().index(at).key("name"), "is not empty");
+        for (at, name) in config.names.iter().enumerate() {
+            if let Err(why) = crate::certs::check_host_name(name) {
+                self.complaints.add(field("names").index(at), why);
             }
-            if let Err(why) = node.key.parse::<crate::ca::attest::PublicKeyPin>() {
-                complaints.add(nodes().index(at).key("key"), &why);
+        }
+        for (name, path) in
+            [("authority.folder", &config.authority.folder), ("admin.socket", &config.admin.socket)]
+        {
+            if path.as_os_str().is_empty() {
+                self.refuse(name, "must not be empty");
+            }
+        }
+        if config.admin.address == Some(config.listen) && config.listen.port() != 0 {
+            self.refuse("admin.address", "is the address of listen: operators and agents need one each");
+        }
+    }
+
+    fn times(&mut self, config: &ControllerConfig) {
+        let authority = &config.authority;
+        let second = Duration::from_secs(1);
+        for (name, value, least, most) in [
+            ("authority.lifetime", authority.lifetime, second, MOST_LIFETIME),
+            ("authority.maxLifetime", authority.max_lifetime, second, MOST_LIFETIME),
+            ("authority.backdate", authority.backdate, Duration::ZERO, MOST_BACKDATE),
+            ("rotation.renewWithin", config.rotation.renew_within, Duration::ZERO, MOST_RENEWAL),
+        ] {
+            if !(least..=most).contains(&value) {
+                let [least, most] = [least, most].map(units::duration::format);
+                self.refuse(name, &format!("must be {least} to {most}"));
+            }
+        }
+        if authority.lifetime > authority.max_lifetime {
+            self.refuse("authority.lifetime", "is longer than maxLifetime, the longest that there is");
+        }
+        // Agents are told whole seconds, and 0 has a meaning of its own.
+        if config.rotation.renew_within.subsec_nanos() > 0 {
+            self.refuse("rotation.renewWithin", "must be whole seconds");
+        }
+    }
+
+    fn nodes(&mut self, config: &ControllerConfig) {
+        let nodes = || field("attestation").key("nodes");
+        for (at, node) in config.attestation.nodes.iter().enumerate() {
+            let sound = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
+            if !(1..=253).contains(&node.name.len()) || !node.name.bytes().all(sound) {
+                let why = "is 1 to 253 letters, digits, '.', '-' and '_'";
+                self.complaints.add(nodes().index(at).key("name"), why);
+            }
+            if let Err(why) = node.key.parse::<PublicKeyPin>() {
+                self.complaints.add(nodes().index(at).key("key"), why);
             }
             for identity in &node.identities {
-                if identity.trust_domain() != &self.trust_domain {
-                    let why = format!("{identity} is not of the trust domain {}", self.trust_domain);
-                    complaints.add(nodes().index(at).key("identities"), &why);
+                if identity.trust_domain() != &config.trust_domain {
+                    let why = format!("{identity} is not of the trust domain {}", config.trust_domain);
+                    self.complaints.add(nodes().index(at).key("identities"), why);
                 }
             }
         }
-        if let Some(name) = listed_twice(&self.nodes()) {
-            complaints.add(nodes(), format!("two lines have the name or the key of {name}"));
+        if let Some(name) = listed_twice(&config.nodes()) {
+            self.complaints.add(nodes(), format!("two lines have the name or the key of {name}"));
         }
-        complaints
+    }
+
+    fn refuse(&mut self, name: &str, why: &str) {
+        self.complaints.add(name.split('.').fold(Field::default(), |path, key| path.key(key)), why);
     }
 }
+
+fn field(name: &str) -> Field {
+    Field::default().key(name)
+}
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const MOST_LIFETIME: Duration = Duration::from_secs(3650 * 24 * 3600);
+const MOST_BACKDATE: Duration = DAY;
+const MOST_RENEWAL: Duration = Duration::from_secs(365 * 24 * 3600);
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,102 @@
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use super::*;
+
+const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/examples/controller.yaml");
+const KEY: &str = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+#[test]
+fn the_example_is_what_the_types_say() {
+    let expected = ControllerConfig::example();
+    if std::env::var_os("UPDATE_EXAMPLES").is_some() {
+        std::fs::write(EXAMPLE, &expected).unwrap();
+    }
+    let written = std::fs::read_to_string(EXAMPLE).unwrap_or_default();
+    assert_eq!(
+        written, expected,
+        "deploy/examples/controller.yaml differs from the types; run: UPDATE_EXAMPLES=1 cargo test -p underpass-agent --lib config::"
+    );
+}
+
+#[test]
+fn the_example_reads_back_as_the_defaults() {
+    assert_eq!(ControllerConfig::parse(&ControllerConfig::example()), Ok(ControllerConfig::default()));
+}
+
+#[test]
+fn every_field_is_explained() {
+    let text = ControllerConfig::example();
+    let lines: Vec<&str> = text.lines().collect();
+    for (at, line) in lines.iter().enumerate() {
+        let is_field = !line.trim_start().starts_with(['#', '-']) && line.contains(':');
+        assert!(!is_field || lines[at - 1].trim_start().starts_with("# "), "no comment above: {line}");
+    }
+}
+
+#[test]
+fn nodes_are_read() {
+    let text = format!(
+        "trustDomain: mesh.test\nattestation:\n  nodes:\n  - name: n1\n    key: {KEY}\n    identities: [spiffe://mesh.test/ns/a/sa/b]\n"
+    );
+    let nodes = ControllerConfig::parse(&text).unwrap().nodes();
+    assert_eq!((nodes.len(), nodes[0].key.to_string().as_str()), (1, KEY));
+    assert_eq!(nodes[0].identities.len(), 1);
+}
+
+#[test]
+fn what_is_wrong_is_named_with_its_place() {
+    let nodes = |lines: &str| format!("attestation:\n  nodes:\n{lines}");
+    let node = |name: &str, last: char| format!("  - {{name: {name}, key: \"{}{last}\"}}\n", &KEY[..70]);
+    let table = [
+        ("listn: x".to_owned(), "1:1: listn: unknown field"),
+        ("listen: 15012".into(), "1:9: listen: "),
+        ("names: []".into(), "1:8: names: has at least the name"),
+        ("names: [a.test, 'not a name']".into(), "1:17: names[1]: must be a DNS name or an address"),
+        ("names: ['']".into(), "1:9: names[0]: must be a DNS name"),
+        ("trustDomain: UPPER".into(), "1:14: trustDomain: "),
+        ("authority: {folder: ''}".into(), "1:21: authority.folder: must not be empty"),
+        ("authority: {lifetime: 0s}".into(), "1:23: authority.lifetime: must be 1s to"),
+        ("authority: {lifetime: 500ms}".into(), "1:23: authority.lifetime: must be 1s to"),
+        ("authority: {lifetime: 24}".into(), "1:23: authority.lifetime: a duration is written like"),
+        (
+            "authority: {lifetime: 2h, maxLifetime: 1h}".into(),
+            "1:23: authority.lifetime: is longer than maxLifetime",
+        ),
+        ("authority: {maxLifetime: 100000h}".into(), "1:26: authority.maxLifetime: must be 1s to"),
+        ("authority: {backdate: 25h}".into(), "1:23: authority.backdate: must be 0s to"),
+        ("rotation: {renewWithin: 9000h}".into(), "1:25: rotation.renewWithin: must be 0s to"),
+        ("rotation: {renewWithin: 500ms}".into(), "1:25: rotation.renewWithin: must be whole seconds"),
+        ("tls: {profile: weak}".into(), "1:16: tls.profile: unknown variant `weak`"),
+        ("admin: {socket: ''}".into(), "1:17: admin.socket: must not be empty"),
+        ("admin: {address: '[::]:15012'}".into(), "1:18: admin.address: is the address of listen"),
+        (nodes(&node("''", '0')), "3:12: attestation.nodes[0].name: is 1 to 253 letters"),
+        (nodes(&node("a/b", '0')), "3:12: attestation.nodes[0].name: is 1 to 253 letters"),
+        (nodes("  - {name: a, key: sha256:00}\n"), "3:20: attestation.nodes[0].key: a pin is `sha256:`"),
+        (nodes("  - {name: a}\n"), "3:6: attestation.nodes[0]: missing field `key`"),
+        (nodes("  - {name: a, key: b, keys: c}\n"), "3:23: attestation.nodes[0].keys: unknown field"),
+        (
+            nodes(&format!("  - {{name: a, key: \"{KEY}\", identities: [spiffe://o.test/ns/a/sa/b]}}\n")),
+            "3:107: attestation.nodes[0].identities: spiffe://o.test/ns/a/sa/b is not of the trust domain cluster.local",
+        ),
+        (
+            nodes(&format!("  - {{name: a, key: \"{KEY}\", identities: [cart]}}\n")),
+            "3:108: attestation.nodes[0].identities[0]: ",
+        ),
+        (
+            nodes(&(node("a", '0') + &node("a", '1'))),
+            "3:5: attestation.nodes: two lines have the name or the key of a",
+        ),
+        (
+            nodes(&(node("a", '0') + &node("b", '0'))),
+            "3:5: attestation.nodes: two lines have the name or the key of b",
+        ),
+    ];
+    let mut wrong = Vec::new();
+    for (text, expected) in &table {
+        let said = ControllerConfig::parse(text).map_or_else(|e| e.to_string(), |_| "good".into());
+        if !said.starts_with(expected) {
+            wrong.push(format!("{text:?} gave {said}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
