@@ -32,6 +32,8 @@ pub struct Authority {
     /// What each node may ask for.
     nodes: Vec<(String, Vec<String>)>,
     pins: Vec<String>,
+    /// How long certificates are valid, where it is not left to the controller.
+    lifetime: Option<Duration>,
 }
 
 impl Authority {
@@ -47,7 +49,7 @@ impl Authority {
 
     /// In a folder, with these identities for each node.
     pub fn make_for(dir: &Path, nodes: Vec<(String, Vec<String>)>) -> Result<Self> {
-        let mut this = Self { dir: dir.to_owned(), nodes, pins: Vec::new() };
+        let mut this = Self { dir: dir.to_owned(), nodes, pins: Vec::new(), lifetime: None };
         this.root("root")?;
         this.intermediate("root", "ca")?;
         for (node, _) in &this.nodes {
@@ -57,6 +59,12 @@ impl Authority {
             this.pins.push(pin.with_context(|| format!("no pin in {printed:?}"))?.to_owned());
         }
         Ok(this)
+    }
+
+    /// Certificates are valid that long, whatever an agent asks for.
+    #[must_use]
+    pub fn with_lifetime(self, lifetime: Duration) -> Self {
+        Self { lifetime: Some(lifetime), ..self }
     }
 
     /// Another offline root, in a folder of this name.
@@ -124,6 +132,9 @@ impl Controller {
         let _ = writeln!(t, "names: [{NAME}]");
         let _ = writeln!(t, "trustDomain: cluster.local");
         let _ = writeln!(t, "authority:\n  folder: {}", authority.folder().display());
+        if let Some(lifetime) = authority.lifetime.map(|lifetime| lifetime.as_secs()) {
+            let _ = writeln!(t, "  lifetime: {lifetime}s\n  maxLifetime: {lifetime}s");
+        }
         let _ = writeln!(t, "attestation:\n  nodes:");
         for ((node, identities), pin) in authority.nodes.iter().zip(&authority.pins) {
             let _ = writeln!(t, "  - name: {node}\n    key: {pin}\n    identities: {identities:?}");
