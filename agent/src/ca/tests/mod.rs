@@ -5,3 +5,4 @@ mod csr;
 mod hierarchy;
 mod openssl;
 pub(super) mod support;
+mod serve;

@@ -199,7 +199,7 @@ async fn answers_that_are_none_are_refused() {
     let chain =
         |chain: Vec<Vec<u8>>| with(&|svid| svid.x509_svid.as_mut().unwrap().cert_chain = chain.clone());
     let is_answer: Expected = |e| matches!(e, CertError::Answer(_));
-    let is_chain: Expected = |e| matches!(e, CertError::Certificate(TlsError::Chain { .. }));
+    let is_chain: Expected = |e| matches!(e, CertError::NotVouched { .. });
     let refused: Expected = |e| matches!(e, CertError::Refused { .. });
     let over = SystemTime::now() - Duration::from_secs(30);
     let hostile: Vec<(&str, Svids, Expected)> = vec![
