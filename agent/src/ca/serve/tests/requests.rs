@@ -85,11 +85,14 @@ async fn a_lifetime_is_capped_and_none_is_the_usual() {
         let asked = IstioCertificateRequest { validity_duration: seconds, ..message(CART, csr(CART)) };
         let chain = w.send(asked).await.unwrap().cert_chain;
         let (_, pem) = x509_parser::pem::parse_x509_pem(chain[0].as_bytes()).unwrap();
-        let end = pem.parse_x509().unwrap().validity().not_after.timestamp();
+        let validity = pem.parse_x509().unwrap().validity().clone();
+        let (start, end) = (validity.not_before.timestamp(), validity.not_after.timestamp());
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
         let left = end - i64::try_from(now.as_secs()).unwrap();
         let expected = i64::try_from(expected.as_secs()).unwrap();
         assert!((expected - 120..=expected).contains(&left), "{seconds} gave {left}");
+        let before = end - left - start;
+        assert!((0..=(expected / 4).min(120) + 1).contains(&before), "{seconds}: backdated by {before}");
     }
 }
 
