@@ -264,3 +264,12 @@ fn replicas_write_the_same_whatever_the_order_in_their_files() {
 fn text_of(authority: &crate::ca::Authority) -> String {
     text(&authority.state().borrow(), &domain())
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_is_there_already_is_not_written_again() {
+    let w = World::start(|_| ());
+    w.settled(&[bundle(), map("shop"), map("bank")]).await;
+    let replica = publish(w.fake.clone(), config(), w.authority.state(), CancellationToken::new());
+    assert!(tokio::time::timeout(Duration::from_secs(3600), replica).await.is_err());
+    assert_eq!(*w.fake.writes.lock().unwrap(), 3, "nor by another replica, nor when it is looked again");
+}
