@@ -76,17 +76,14 @@ fn not_listed(w: &mut Mine) -> Result<()> {
     let traffic = Traffic::start(w);
     w.cluster.apply(mesh().meshed("stranger", "stranger"))?;
     let asked = identity("stranger");
-    wait::until_true(wait::PATIENCE, "the stranger's certificate is refused", || {
-        certificate(&w.cluster.n1, "stranger").is_ok_and(|c| {
-            let why = c["last_error"].as_str().unwrap_or_default();
-            c["state"] == "failed" && why.contains(&asked) && why.contains("attestation.nodes")
-        })
-    })?;
-    wait::until_true(wait::PATIENCE, "the pod is said to wait for it", || {
+    wait::until_true(wait::PATIENCE, "the pod is refused, and it is said why", || {
         w.cluster.n1.cli(&["pods", "-o", "json"]).is_ok_and(|pods| {
             let pods = serde_json::from_slice(&pods.stdout).unwrap_or(Value::Null);
             let stranger = pods.as_array().and_then(|all| all.iter().find(|p| p["name"] == "stranger"));
-            stranger.is_some_and(|pod| pod["state"] == "refused" && pod.to_string().contains(&asked))
+            stranger.is_some_and(|pod| {
+                let why = pod["reason"].as_str().unwrap_or_default();
+                pod["state"] == "refused" && why.contains(&asked) && why.contains("attestation.nodes")
+            })
         })
     })
     .with_context(|| format!("{:?}", w.cluster.n1.admin("/pods")))?;
