@@ -102,7 +102,7 @@ fn certificates(agents: &Agents) -> Result<String> {
     }
     let subject = view["roots"][0]["subject"].as_str().unwrap_or_default();
     Ok(format!(
-        "3 certificates in memory on 2 nodes; the root is {subject}, its key is not on the controller"
+        "3 certificates in memory on 2 nodes; the root is {subject}, its key is not in the controller's folder"
     ))
 }
 
