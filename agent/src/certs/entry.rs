@@ -93,6 +93,10 @@ impl Entry {
         }
     }
 
+    pub(super) fn identity(&self) -> &SpiffeId {
+        &self.identity
+    }
+
     /// The certificate, if there is one that is valid at `now`. Not to have one is a reason to hurry.
     pub(super) fn current(&self, now: SystemTime) -> Option<Arc<Identity>> {
         let current = self.usable(now);

@@ -9,13 +9,14 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 use super::entry::Entry;
 use super::slots::Slots;
 use super::trust::{self, TrustFiles};
 use super::view::{TrustView, samples};
 use super::workshop::{Signing, Workshop};
-use super::{CertError, CertView, Clock, Identity, Issuer, Nudge};
+use super::{CertError, CertState, CertView, Clock, Identity, Issuer, Nudge};
 use crate::model::SpiffeId;
 use crate::telemetry::{CertificateSamples, Telemetry};
 use crate::tls::{InUse, TrustBundles};
@@ -45,6 +46,9 @@ struct Inner {
     workshop: Arc<Workshop>,
     runtime: Handle,
     held: Mutex<HashMap<SpiffeId, Held>>,
+    /// Identities that were let go without ever having had a certificate, and why: a pod that is refused
+    /// one is tried anew every few seconds, and somebody may look in between.
+    failed: Mutex<HashMap<SpiffeId, (Instant, CertView)>>,
     /// Ends with the last handle.
     attendant: Mutex<Option<AbortHandle>>,
 }
@@ -117,6 +121,7 @@ impl Manager {
             workshop: Arc::new(workshop),
             runtime,
             held: Mutex::default(),
+            failed: Mutex::default(),
             attendant: Mutex::default(),
         });
         let attendant = inner.runtime.spawn(attend(Arc::downgrade(&inner), inner.workshop.clone(), nudges));
@@ -170,6 +175,23 @@ impl Manager {
 }
 
 impl Inner {
+    fn let_go(&self, entry: &Entry) {
+        let Workshop { issuer, clock, .. } = &*self.workshop;
+        let view = entry.view(issuer.name(), 0, clock.now());
+        let mut failed = self.failed();
+        failed.retain(|_, (at, _)| at.elapsed() < REMEMBERED);
+        if view.state == CertState::Failed {
+            let view = CertView { renewal_due: None, ..view };
+            failed.insert(entry.identity().clone(), (Instant::now(), view));
+        } else {
+            failed.remove(entry.identity());
+        }
+    }
+
+    fn failed(&self) -> MutexGuard<'_, HashMap<SpiffeId, (Instant, CertView)>> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn list(&self) -> Vec<CertView> {
         let Workshop { issuer, clock, .. } = &*self.workshop;
         let now = clock.now();
@@ -177,6 +199,10 @@ impl Inner {
         let entries: Vec<_> = self.held().values().map(|h| (h.entry.clone(), h.leases)).collect();
         let mut views: Vec<CertView> =
             entries.iter().map(|(entry, leases)| entry.view(issuer.name(), *leases, now)).collect();
+        let held: BTreeSet<_> = entries.iter().map(|(entry, _)| entry.identity()).collect();
+        let failed = self.failed();
+        let told = failed.iter().filter(|(id, (at, _))| at.elapsed() < REMEMBERED && !held.contains(id));
+        views.extend(told.map(|(_, (_, view))| view.clone()));
         views.sort_by(|a, b| a.identity.cmp(&b.identity));
         views
     }
@@ -319,10 +345,15 @@ impl Drop for Lease {
             if slot.leases == 0 {
                 slot.task.abort();
                 held.remove(&self.identity);
+                drop(held);
+                self.manager.let_go(&self.entry);
             }
         }
     }
 }
+
+/// How long a failure is told after its identity was let go: longer than a pod waits for its next try.
+const REMEMBERED: Duration = Duration::from_secs(30);
 
 impl Inner {
     fn held(&self) -> MutexGuard<'_, HashMap<SpiffeId, Held>> {

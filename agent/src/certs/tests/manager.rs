@@ -255,6 +255,31 @@ async fn what_a_hostile_issuer_answers_is_never_presented() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_refused_is_told_for_a_while_after_nobody_holds_it() {
+    let (scratch, clock) = (Scratch::new(), clock());
+    let sound = EmbeddedIssuer::with_clock(&scratch.config(), clock.clone()).unwrap();
+    let refused = |call, answer| if call == 1 { Err(CertError::Issuer("not yours".into())) } else { answer };
+    let issuer = Scripted::with(sound, refused);
+    let manager = manager(&issuer, &clock);
+    let lease = manager.lease(&id(CART));
+    lease.ready().await.unwrap_err();
+    drop(lease);
+    let told = manager.list();
+    assert_eq!((told.len(), told[0].state, told[0].leases), (1, CertState::Failed, 0));
+    assert!(told[0].last_error.as_ref().unwrap().contains("not yours"));
+    // Somebody holds it again: it is told once, as it is now.
+    let lease = manager.lease(&id(CART));
+    assert_eq!(state(&manager), [CertState::Fetching]);
+    lease.ready().await.unwrap();
+    drop(lease);
+    assert!(manager.list().is_empty(), "it was let go in good order");
+
+    let lease = manager.lease(&id(TILL));
+    drop(lease);
+    assert!(manager.list().is_empty(), "nothing had failed");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_slow_issuer_is_given_up_on_and_never_overrun() {
     let (scratch, clock) = (Scratch::new(), clock());
     let issuer = Scripted::new(EmbeddedIssuer::with_clock(&scratch.config(), clock.clone()).unwrap());
