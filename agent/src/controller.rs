@@ -185,6 +185,7 @@ async fn view(
     let view = ControllerView {
         version: update.version,
         authority: signing.authority.clone(),
+        root: signing.root.clone(),
         roots: roots.collect(),
         expected,
         agents: agents.view(),

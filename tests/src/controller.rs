@@ -57,6 +57,7 @@ impl Authority {
             let printed = run(this.cli(&["ca", "node", node, "--out", &out]))?;
             let pin = printed.split_whitespace().find(|word| word.starts_with("sha256:"));
             this.pins.push(pin.with_context(|| format!("no pin in {printed:?}"))?.to_owned());
+            this.hand_out(node)?;
         }
         Ok(this)
     }
@@ -84,6 +85,12 @@ impl Authority {
     /// What controllers read.
     pub fn folder(&self) -> PathBuf {
         self.dir.join("ca")
+    }
+
+    /// Copies the roots of now to a node, as its operator does.
+    pub fn hand_out(&self, node: &str) -> Result<()> {
+        let to = self.papers(node).join("root-cert.pem");
+        fs::copy(self.root_certificate(), to).context("copying the roots to a node").map(drop)
     }
 
     /// What agents judge a controller by before they have heard of it.

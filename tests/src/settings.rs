@@ -74,7 +74,7 @@ impl Settings {
             let _ = writeln!(t, "  issuer: controller\n  controller:");
             let _ = writeln!(t, "    address: https://{controller}\n    lifetime: {lifetime}s");
             let _ = writeln!(t, "    alternativeHostName: {NAME}");
-            let _ = writeln!(t, "    rootCertificate: {dir}/ca/root-cert.pem");
+            let _ = writeln!(t, "    rootCertificate: {dir}/{node}.papers/root-cert.pem");
             let _ = writeln!(t, "    clientCertificate: {dir}/{node}.papers/node.pem");
             let _ = writeln!(t, "    clientKey: {dir}/{node}.papers/node.key");
         } else {

@@ -19,8 +19,8 @@ pub struct Agents {
 struct Sessions {
     last: u64,
     live: BTreeMap<u64, Live>,
-    /// The last report of nodes that are away, to be seen by people: nothing is decided by it.
-    away: BTreeMap<NodeName, AgentReport>,
+    /// What nodes that are away trusted when they went, to be seen by people: nothing is decided by it.
+    away: BTreeMap<NodeName, String>,
 }
 
 #[derive(Debug)]
@@ -31,6 +31,21 @@ struct Live {
 
 /// An upgrade has two agents on a node for a while; more are somebody's mistake or worse.
 const MOST_OF_A_NODE: usize = 4;
+
+const MOST_AWAY: usize = 4096;
+
+/// More is nobody's node.
+const MOST_ENTRIES: usize = 16_384;
+
+/// Whether a report is one that an agent would make: what is kept of it is bounded.
+pub fn is_plausible(report: &AgentReport) -> bool {
+    let id = |bytes: &[u8]| bytes.len() <= 64;
+    report.version.len() <= 128
+        && report.certificates.len() <= MOST_ENTRIES
+        && report.certificates.iter().all(|c| c.identity.len() <= 2048 && id(&c.authority) && id(&c.root))
+        && report.tunnels.len() <= MOST_ENTRIES
+        && report.tunnels.iter().all(|t| id(&t.root))
+}
 
 impl Agents {
     /// A stream of reports begins; `None` when the node has too many already.
@@ -49,7 +64,9 @@ impl Agents {
     pub fn view(&self) -> Vec<AgentView> {
         let sessions = self.sessions();
         let live = sessions.live.values().map(|live| view(&live.node, true, &live.report));
-        let away = sessions.away.iter().map(|(node, report)| view(node, false, report));
+        let away = sessions.away.iter().map(|(node, version)| {
+            view(node, false, &AgentReport { version: version.clone(), ..AgentReport::default() })
+        });
         let mut all: Vec<AgentView> = live.chain(away).collect();
         all.sort_by(|a, b| a.node.cmp(&b.node));
         all
@@ -90,7 +107,11 @@ impl Drop for Session {
         let mut sessions = self.agents.sessions();
         let Some(gone) = sessions.live.remove(&self.id) else { return };
         if sessions.live.values().all(|live| live.node != gone.node) {
-            sessions.away.insert(gone.node, gone.report);
+            sessions.away.insert(gone.node, gone.report.version);
+            // Nodes come and go, and a controller may live long.
+            while sessions.away.len() > MOST_AWAY {
+                sessions.away.pop_first();
+            }
         }
     }
 }
@@ -142,6 +163,27 @@ mod tests {
         let _back = agents.enter(&node).unwrap();
         _back.report(report("v3"));
         assert_eq!(seen(&agents), [(true, "v3".into())]);
+    }
+
+    #[test]
+    fn what_no_agent_would_say_is_not_kept() {
+        use underpass_proto::underpass::v1::{HeldCertificate, RestingTunnels};
+        let held = |identity: usize, id: usize| AgentReport {
+            certificates: vec![HeldCertificate {
+                identity: "x".repeat(identity),
+                authority: vec![0; id],
+                root: vec![0; 32],
+            }],
+            ..report("v1")
+        };
+        assert!(is_plausible(&held(2048, 20)));
+        assert!(!is_plausible(&held(2049, 20)));
+        assert!(!is_plausible(&held(20, 65)));
+        assert!(!is_plausible(&report(&"v".repeat(129))));
+        let many = AgentReport { certificates: vec![HeldCertificate::default(); 20_000], ..report("v1") };
+        assert!(!is_plausible(&many));
+        let many = AgentReport { tunnels: vec![RestingTunnels::default(); 20_000], ..report("v1") };
+        assert!(!is_plausible(&many));
     }
 
     #[test]

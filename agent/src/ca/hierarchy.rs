@@ -14,6 +14,7 @@ use rcgen::{
 use rustls_pki_types::CertificateDer;
 use zeroize::Zeroizing;
 
+use super::rotation::Folder;
 use super::signing::{self, CERTIFICATE, CHAIN, KEY, ROOTS, RootView};
 use crate::certs::FileError;
 use crate::certs::keeping::{SecretKey, lock_directory, read_file, write_whole};
@@ -42,6 +43,11 @@ pub enum HierarchyError {
         .path.display()
     )]
     NotTrusted { path: PathBuf, root: String },
+    #[error(
+        "the root of {} is being replaced, and {root} is not the one that is signed under at this step: name another folder, and hand it to `underpass ca rotate next --intermediate`",
+        .path.display()
+    )]
+    Rotating { path: PathBuf, root: String },
     #[error("a node's name is 1 to 253 of letters, digits, '.', '-' and '_', not {0:?}")]
     NodeName(String),
     #[error("making a certificate failed: {0}")]
@@ -159,6 +165,10 @@ pub fn make_intermediate(
 ) -> Result<Made, HierarchyError> {
     let root = Root::open(root, now)?;
     let _lock = lock_directory(folder)?;
+    let rotation = Folder::record_in(folder).map_err(|e| HierarchyError::unusable(folder, e))?;
+    if rotation.is_some_and(|rotation| !rotation.signs_under(&root.view.sha256)) {
+        return Err(HierarchyError::Rotating { path: folder.to_owned(), root: root.view.sha256 });
+    }
     let roots = folder.join(ROOTS);
     match read_file(&roots) {
         Ok(held) => {

@@ -17,6 +17,7 @@ mod signing;
 
 pub use authority::{Authority, AuthorityConfig, IssueError, IssuedChain, ServerPapers};
 pub use csr::{CheckedRequest, RequestError, check_request};
+pub(crate) use signing::check_root;
 pub use signing::{AuthorityError, RootView, Signing};
 
 #[cfg(test)]

@@ -264,7 +264,7 @@ pub(super) fn view(der: &CertificateDer<'static>) -> Result<RootView, String> {
 }
 
 /// Whether it is a root, valid now, that may have an issuing certificate below it.
-pub(super) fn check_root(der: &CertificateDer<'static>, now: SystemTime) -> Result<(), String> {
+pub(crate) fn check_root(der: &CertificateDer<'static>, now: SystemTime) -> Result<(), String> {
     let parsed = parse(der)?;
     let named = name(der);
     if !signed_by(der, der) {

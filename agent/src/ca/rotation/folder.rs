@@ -64,7 +64,12 @@ impl Folder {
 
     /// The rotation that is under way, if one is.
     pub fn record(&self) -> Result<Option<Record>, FolderError> {
-        let path = self.path.join(RECORD);
+        Self::record_in(&self.path)
+    }
+
+    /// The same of a folder that somebody else may be working on.
+    pub fn record_in(folder: &Path) -> Result<Option<Record>, FolderError> {
+        let path = folder.join(RECORD);
         let text = match fs::read(&path) {
             Ok(text) => text,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),

@@ -6,7 +6,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::{Observed, Phase, Record, root_ids};
+use super::{ControllerView, Observed, Phase, Record, root_ids};
 
 /// Why a step has to wait.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -79,12 +79,14 @@ pub fn judge(
         Phase::Named => (vec![], vec![]),
         Phase::BothTrusted => {
             // Whoever was given a certificate under the new root while it was possible still uses it.
-            let unused = [look.controllers_sign(authority), look.rests_only_on(&old)].concat();
+            let unused = [look.controllers_sign(authority, &old), look.rests_only_on(&old)].concat();
             (trusted(), unused)
         }
         Phase::NewIssues => {
-            let moved = [trusted(), look.controllers_sign(authority), look.rests_only_on(&new)].concat();
-            (moved, vec![])
+            let signs = look.controllers_sign(authority, &new);
+            let moved = [trusted(), signs, look.rests_only_on(&new)].concat();
+            // What would be issued under the old root again is for agents that trust it again.
+            (moved, trusted())
         }
         Phase::OldWithdrawn => (trusted(), vec![]),
     };
@@ -116,12 +118,16 @@ impl<'a> Look<'a> {
         behind.map(|(name, _)| Blocked::ControllerRoots { controller: name.clone() }).collect()
     }
 
-    fn controllers_sign(&self, authority: &str) -> Vec<Blocked> {
+    /// With the folder's issuing certificate, and under one of these roots: another certificate may have the
+    /// same key.
+    fn controllers_sign(&self, authority: &str, roots: &[String]) -> Vec<Blocked> {
         if self.observed.controllers.is_empty() {
             return vec![Blocked::NoController];
         }
-        let behind =
-            self.observed.controllers.iter().filter(|(_, c)| !c.authority.eq_ignore_ascii_case(authority));
+        let signs = |c: &ControllerView| {
+            !authority.is_empty() && c.authority.eq_ignore_ascii_case(authority) && roots.contains(&c.root)
+        };
+        let behind = self.observed.controllers.iter().filter(|(_, c)| !signs(c));
         behind.map(|(name, _)| Blocked::ControllerAuthority { controller: name.clone() }).collect()
     }
 
@@ -149,6 +155,10 @@ impl<'a> Look<'a> {
                 blocked.push(Blocked::NotConnected { node: node.to_owned() });
             }
             for (_, agent) in reports {
+                if agent.version.is_empty() {
+                    // It has said nothing yet, which is not that it holds nothing.
+                    blocked.push(Blocked::NotAcknowledged { node: node.to_owned() });
+                }
                 let held = agent.certificates.iter().filter(|c| !roots.contains(&c.root));
                 blocked.extend(
                     held.map(|c| Blocked::Certificate {

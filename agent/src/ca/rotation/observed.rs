@@ -11,6 +11,9 @@ pub struct ControllerView {
     pub version: String,
     /// The key identifier of the authority that it signs with, in hexadecimal.
     pub authority: String,
+    /// The root that this authority rests on.
+    #[serde(default)]
+    pub root: String,
     /// What it tells agents to trust.
     pub roots: Vec<RootView>,
     /// The nodes that it knows of, whether they ever came or not.

@@ -66,6 +66,12 @@ impl Record {
         }
     }
 
+    /// Whether certificates are issued under this root (SHA-256 of its DER) at present.
+    pub fn signs_under(&self, root: &str) -> bool {
+        let roots = if self.phase >= Phase::NewIssues { &self.new_root } else { &self.old_roots };
+        root_ids(roots).is_ok_and(|ids| ids.iter().any(|id| id == root))
+    }
+
     pub(super) fn both(&self) -> String {
         format!("{}\n{}", self.old_roots.trim_end(), self.new_root)
     }

@@ -297,6 +297,7 @@ impl Scene {
         let controller = ControllerView {
             version: "v2".into(),
             authority: SIGNER.to_uppercase(),
+            root: rests.clone(),
             roots: roots.iter().map(|r| RootView { sha256: r.clone(), ..RootView::default() }).collect(),
             expected: vec!["n1".into(), "n2".into()],
             agents: vec![agent("n1"), agent("n2")],
@@ -403,7 +404,30 @@ fn a_root_in_use_is_not_dropped() {
     assert_eq!(scene.judge().next, std::slice::from_ref(&held));
     scene.agent().tunnels.push(RestingView { root: old, count: 5 });
     assert_eq!(scene.judge().next, [held, Blocked::Tunnels { node: "n2".into(), count: 5 }]);
-    assert!(scene.judge().back.is_empty());
+}
+
+/// Right after the fifth step was taken back, an agent may still trust the new root only.
+#[test]
+fn nothing_is_issued_under_the_old_root_again_before_everybody_trusts_it_again() {
+    let mut scene = Scene::new(Phase::NewIssues);
+    scene.agent().version = "v1".into();
+    assert_eq!(scene.judge().back, [Blocked::NotAcknowledged { node: "n2".into() }]);
+    scene.agent().connected = false;
+    assert_eq!(scene.judge().back, [Blocked::NotConnected { node: "n2".into() }]);
+}
+
+#[test]
+fn an_agent_that_has_said_nothing_yet_is_not_one_that_holds_nothing() {
+    let mut scene = Scene::new(Phase::BothTrusted);
+    *scene.agent() = AgentView { node: "n2".into(), connected: true, ..AgentView::default() };
+    assert_eq!(scene.judge().back, [Blocked::NotAcknowledged { node: "n2".into() }]);
+}
+
+#[test]
+fn the_same_key_under_another_root_is_another_authority() {
+    let mut scene = Scene::new(Phase::NewIssues);
+    scene.controller().root = scene.old.clone();
+    assert_eq!(scene.judge().next, [Blocked::ControllerAuthority { controller: "one".into() }]);
 }
 
 #[test]

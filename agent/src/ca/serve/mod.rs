@@ -215,12 +215,14 @@ impl Service {
 }
 
 const LAST: Duration = Duration::from_secs(5);
-const STREAMS: u32 = 128;
+/// An agent usually has eight requests under way, and follows. A client may send more before it has heard of
+/// the limit, which are refused then.
+const STREAMS: u32 = 64;
 const HEADERS: u32 = 16 << 10;
 /// A signing request and a few names.
-const REQUEST: usize = 64 << 10;
-/// What agents keep to is half of it.
-const REPORT: usize = 4 << 20;
+const REQUEST: usize = 32 << 10;
+/// More than agents keep to.
+const REPORT: usize = 2 << 20;
 
 #[cfg(test)]
 mod tests;

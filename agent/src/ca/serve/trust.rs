@@ -12,7 +12,7 @@ use underpass_proto::underpass::v1::{AgentReport, Bundle, TrustUpdate};
 
 use super::{Caller, Service};
 use crate::ca::Signing;
-use crate::ca::agents::Session;
+use crate::ca::agents::{Session, is_plausible};
 use crate::ca::attest::{Changes, NodeName, Papers, Refusal};
 use crate::ca::signing::{hex, unhex};
 use crate::model::TrustDomain;
@@ -80,6 +80,9 @@ impl Follower {
                     Err(_) => break None,
                 },
                 report = reports.message() => match report {
+                    Ok(Some(report)) if !is_plausible(&report) => {
+                        break Some(Status::invalid_argument("no agent of ours makes such a report"));
+                    }
                     Ok(Some(report)) if report.node == self.node.as_str() => self.session.report(report),
                     Ok(Some(report)) => {
                         let why = format!("a report of {:?} by node {}", shorten(&report.node), self.node);

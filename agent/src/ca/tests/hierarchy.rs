@@ -12,6 +12,7 @@ use crate::ca::hierarchy::{
     self, HierarchyError, INTERMEDIATE_LIFETIME, ROOT_KEY, ROOT_LIFETIME, make_intermediate, make_node,
     make_root,
 };
+use crate::ca::rotation::Folder;
 use crate::ca::signing::{self, CERTIFICATE, CHAIN, KEY, ROOTS};
 
 fn mode(path: &Path) -> u32 {
@@ -109,4 +110,29 @@ fn a_nodes_papers_carry_its_key_and_no_end() {
         let error = make_node(name, &scratch.join("other"), SystemTime::now()).unwrap_err();
         assert!(matches!(error, HierarchyError::NodeName(_)), "{error}");
     }
+}
+
+/// Otherwise this would be the way around everything that `underpass ca rotate` waits for.
+#[test]
+fn while_a_root_is_replaced_only_the_one_that_is_signed_under_gives_an_intermediate() {
+    let scratch = world();
+    let (ca, now) = (scratch.join("ca"), SystemTime::now());
+    let (old, new, ready) = (scratch.join("root"), scratch.join("root-2"), scratch.join("ready"));
+    make_root(&new, Some(&domain()), ROOT_LIFETIME, now).unwrap();
+    make_intermediate(&new, &ready, &domain(), INTERMEDIATE_LIFETIME, now).unwrap();
+    let taken = |root: &Path| make_intermediate(root, &ca, &domain(), INTERMEDIATE_LIFETIME, now);
+    let refused = |root: &Path| matches!(taken(root), Err(HierarchyError::Rotating { .. }));
+
+    let folder = Folder::open(&ca).unwrap();
+    let named = folder.name(&fs::read_to_string(new.join(ROOTS)).unwrap()).unwrap();
+    let both = folder.trust_both(&named).unwrap();
+    drop(folder);
+    assert!(refused(&new), "nobody has acknowledged it yet");
+    taken(&old).unwrap();
+
+    let folder = Folder::open(&ca).unwrap();
+    folder.issue_anew(&both, &ready).unwrap();
+    drop(folder);
+    assert!(refused(&old), "it is about to go");
+    taken(&new).unwrap();
 }

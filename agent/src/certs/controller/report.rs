@@ -30,8 +30,8 @@ fn bytes(hex: Option<&str>) -> Vec<u8> {
     digits.map(byte).collect::<Option<_>>().unwrap_or_default()
 }
 
-/// A receiver that was not told otherwise takes messages of 4 MiB.
-const MOST_BYTES: usize = 2 << 20;
+/// The controller takes messages of 2 MiB.
+const MOST_BYTES: usize = 3 << 19;
 
 /// `authority`: who signs at present. A node with more than a message carries leaves out certificates of that
 /// one, for it is the others that a rotation waits for.

@@ -83,8 +83,8 @@ pub(super) fn run(args: &RotateArgs) -> anyhow::Result<Answer> {
 }
 
 fn status(r: &Rotation) -> anyhow::Result<Answer> {
-    let folder = Folder::open(&r.ca)?;
-    let Some(record) = folder.record()? else { return idle(r) };
+    // Not locked: `run` may hold the folder for days.
+    let Some(record) = Folder::record_in(&r.ca)? else { return idle(r) };
     let standing = r.judge(&record)?;
     r.show(&record, &standing, None)
 }
@@ -190,7 +190,10 @@ impl Rotation {
         Ok(Some(match record.phase {
             Phase::Named => folder.trust_both(record)?,
             Phase::BothTrusted => self.issue_anew(folder, record)?,
-            Phase::NewIssues => folder.withdraw_old(record)?,
+            Phase::NewIssues => {
+                self.rests_on_new(record, &self.ca)?;
+                folder.withdraw_old(record)?
+            }
             Phase::OldWithdrawn => {
                 folder.finish()?;
                 return Ok(None);
@@ -230,27 +233,32 @@ impl Rotation {
     }
 
     fn issue_from(&self, folder: &Folder, record: &Record, with: &Path) -> anyhow::Result<Record> {
-        let authority = self.authority(with)?;
-        let root = authority.state().borrow().root.clone();
+        let key = self.rests_on_new(record, with)?;
         ensure!(
-            root_ids(&record.new_root).is_ok_and(|new| new == [root]),
-            "{} does not rest on the new root",
+            key != self.authority(&self.ca)?.state().borrow().authority,
+            "{} has the key that signs already: agents and controllers could not tell the two apart. Make one with a key of its own",
             with.display()
         );
         Ok(folder.issue_anew(record, with)?)
     }
 
+    /// The key identifier of a folder's authority, if it rests on the new root.
+    fn rests_on_new(&self, record: &Record, folder: &Path) -> anyhow::Result<String> {
+        let state = self.authority(folder)?.state();
+        let signing = state.borrow();
+        ensure!(
+            root_ids(&record.new_root).is_ok_and(|new| new == [signing.root.clone()]),
+            "{} does not rest on the new root",
+            folder.display()
+        );
+        Ok(signing.authority.clone())
+    }
+
     fn check_root(&self, pem: &str) -> anyhow::Result<()> {
         let mut bundles = TrustBundles::new();
         bundles.add_pem(&self.trust_domain, pem.as_bytes())?;
-        let (_, parsed) = x509_parser::pem::parse_x509_pem(pem.as_bytes())?;
-        let certificate = parsed.parse_x509()?;
-        ensure!(certificate.validity().is_valid(), "it is not valid now");
-        ensure!(
-            certificate.subject() == certificate.issuer(),
-            "it is signed by another ({}): a root signs itself",
-            certificate.issuer()
-        );
+        let root = bundles.roots(&self.trust_domain).next().context("no certificate")?;
+        crate::ca::check_root(root, SystemTime::now()).map_err(anyhow::Error::msg)?;
         Ok(())
     }
 
@@ -268,7 +276,9 @@ impl Rotation {
             })?;
             observed.controllers.push((socket.display().to_string(), view));
         }
-        let authority = self.authority(&self.ca)?.state().borrow().authority.clone();
+        // A folder that does not fit together blocks what needs it, and not the way back.
+        let authority = self.authority(&self.ca).map(|a| a.state().borrow().authority.clone());
+        let authority = authority.unwrap_or_default();
         let without: BTreeSet<String> = self.without.iter().cloned().collect();
         judge(record, &authority, &observed, &without).map_err(anyhow::Error::msg)
     }
