@@ -5,6 +5,7 @@ use std::time::SystemTime;
 
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use zeroize::Zeroizing;
 
 use super::svid::{self, Svid};
 use super::{TlsError, provider};
@@ -30,11 +31,13 @@ impl Certificate {
     /// Fails if the leaf breaks a rule of X.509-SVIDs, if a certificate does not parse, or if the key is
     /// not the leaf's. Whether it chains to a root is not asked here: [`super::verify_chain`] does.
     pub fn new(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<Self, TlsError> {
+        // On every way out.
+        let key = Zeroizing::new(key);
         let svid = Svid::read(chain.first().ok_or(TlsError::NoCertificate)?)?;
         for above in &chain[1..] {
             svid::parse(above)?;
         }
-        let key = CertifiedKey::from_der(chain, key, &provider())
+        let key = CertifiedKey::from_der(chain, key.clone_key(), &provider())
             .map_err(|e| TlsError::Key { identity: svid.identity.clone(), why: e.to_string() })?;
         Ok(Self { inner: Arc::new(Inner { svid, key: Arc::new(key) }) })
     }

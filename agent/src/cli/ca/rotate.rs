@@ -69,6 +69,9 @@ struct Rotation {
     output: Output,
 }
 
+/// Several times the interval of agents' reports.
+const SECOND_LOOK: Duration = Duration::from_secs(3);
+
 fn pause(text: &str) -> Result<Duration, String> {
     units::duration::parse(text).map_err(|e| e.to_string())
 }
@@ -93,7 +96,7 @@ fn next(r: &Rotation) -> anyhow::Result<Answer> {
     let folder = Folder::open(&r.ca)?;
     let Some(record) = folder.record()? else { return r.begin(&folder) };
     folder.settle(&record)?;
-    let standing = r.judge(&record)?;
+    let standing = r.judge_twice(&record)?;
     if !standing.next.is_empty() {
         r.show(&record, &standing, Some("not done: the next step has to wait"))?;
         return Ok(Answer::No);
@@ -132,7 +135,7 @@ fn all(r: &Rotation) -> anyhow::Result<Answer> {
     let mut told: Option<Standing> = None;
     loop {
         // A controller that restarts answers again soon.
-        let standing = match r.judge(&record) {
+        let standing = match r.judge_twice(&record) {
             Ok(standing) => standing,
             Err(e) => {
                 print(&format!("{}\n", printable(&format!("{e:#}"))))?;
@@ -267,10 +270,22 @@ impl Rotation {
         Ok(Authority::open(&config, Clock::system())?)
     }
 
+    /// Before the old root goes, a second time: reports are a second old, and a handshake that had begun
+    /// before the first look may be over since.
+    fn judge_twice(&self, record: &Record) -> anyhow::Result<Standing> {
+        let first = self.judge(record)?;
+        if record.phase != Phase::NewIssues || !first.next.is_empty() {
+            return Ok(first);
+        }
+        std::thread::sleep(SECOND_LOOK);
+        self.judge(record)
+    }
+
     fn judge(&self, record: &Record) -> anyhow::Result<Standing> {
         let mut observed = Observed::default();
         for socket in &self.controllers {
-            let answer = client::ask(socket, "GET", "/agents", "")?;
+            let answer = client::ask(socket, "GET", "/agents", "")
+                .with_context(|| format!("the controller at {} cannot be asked", socket.display()))?;
             let view: ControllerView = serde_json::from_value(answer).with_context(|| {
                 format!("what {} says of agents does not parse; is it a controller?", socket.display())
             })?;
