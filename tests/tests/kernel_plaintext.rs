@@ -87,6 +87,9 @@ fn no_route(place: &mut Place) -> Result<()> {
 
 fn without(place: &Place, what: &str) -> Result<()> {
     let stand_in = place.enrol("client", CaptureMode::Mark)?;
+    // As an agent sets it: the connections below end in the stories after this one, and the resets that the
+    // kernel sends for them would leave by eth0.
+    reflect_marks(place)?;
     let (client, server) = (place.pod("client"), place.pod("server"));
     // Lost while a connection lives, and for those that come.
     let mut live = vec![];
