@@ -213,12 +213,11 @@ struct Reports {
 
 impl ReportSource for Reports {
     fn certificates(&self) -> Vec<HeldCertificate> {
-        let held = self.certs.list().into_iter().filter(|view| view.serial.is_some());
-        let bytes = |digits: Option<String>| digits.as_deref().map(tls::unhex).unwrap_or_default();
-        held.map(|view| HeldCertificate {
-            identity: view.identity.to_string(),
-            authority: bytes(view.authority_key_id),
-            root: bytes(view.root_sha256),
+        let held = self.certs.vouched_by().into_iter();
+        held.map(|held| HeldCertificate {
+            identity: held.identity.to_string(),
+            authority: held.authority,
+            root: held.root.map(|root| root.to_vec()).unwrap_or_default(),
         })
         .collect()
     }

@@ -26,6 +26,8 @@ pub(super) struct Entry {
     trust: Trust,
     /// The roots that came with the newest certificate. Locked while `trust` is replaced.
     roots: Mutex<TrustBundles>,
+    /// See [`Self::vouched_by`]: a certificate's number, what it was judged by, and the root.
+    found: Mutex<Option<Found>>,
     progress: Mutex<Progress>,
     /// How the latest attempt ended; a new value for each attempt.
     outcome: watch::Sender<Option<CertError>>,
@@ -57,6 +59,18 @@ struct Progress {
     skew_told: Option<Instant>,
 }
 
+type Found = (u64, Arc<Trusted>, Option<[u8; 32]>);
+
+/// Who vouches for a certificate that is held.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VouchedBy {
+    pub identity: SpiffeId,
+    /// The key identifier of the authority that signed it.
+    pub authority: Vec<u8>,
+    /// SHA-256 of the root that it rests on; `None` when it rests on none that is trusted.
+    pub root: Option<[u8; 32]>,
+}
+
 struct Fetched {
     identity: Identity,
     roots: TrustBundles,
@@ -77,6 +91,7 @@ impl Entry {
             held: ArcSwap::default(),
             trust: Trust::counted(workshop.compose(&TrustBundles::new()), &workshop.in_use),
             roots: Mutex::default(),
+            found: Mutex::default(),
             progress: Mutex::new(Progress {
                 failures: 0,
                 strangers: 0,
@@ -386,6 +401,33 @@ impl Entry {
 
     pub(super) fn trusted(&self) -> Arc<Trusted> {
         self.trust.now()
+    }
+
+    /// Whom the certificate is signed by, that is or will be presented, and the root that it rests on. Asked
+    /// every second, so the root is found once for a certificate and a state of trust.
+    pub(super) fn vouched_by(&self, now: SystemTime) -> Option<VouchedBy> {
+        let held = self.held.load_full();
+        let waits = |i: &&Arc<Identity>| now < i.certificate().not_before();
+        let shown = held.at(now).or(held.newest.as_ref().filter(waits))?;
+        let certificate = shown.certificate();
+        let trusted = self.trust.now();
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        let known =
+            found.as_ref().filter(|(number, by, _)| *number == shown.number() && Arc::ptr_eq(by, &trusted));
+        let root = match known {
+            Some((_, _, root)) => *root,
+            None => {
+                let at = now.max(certificate.not_before());
+                let root = rests_on(certificate.chain(), &trusted, at).ok();
+                *found = Some((shown.number(), trusted, root));
+                root
+            }
+        };
+        Some(VouchedBy {
+            identity: self.identity.clone(),
+            authority: certificate.authority_key_id().unwrap_or_default().to_vec(),
+            root,
+        })
     }
 
     pub(super) fn view(&self, issuer: &str, leases: usize, now: SystemTime) -> CertView {

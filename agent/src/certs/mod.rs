@@ -23,8 +23,9 @@ mod view;
 mod workshop;
 
 pub use clock::Clock;
-pub use controller::{ControllerIssuer, ReportSource, held};
+pub use controller::{ControllerIssuer, ReportSource};
 pub use embedded::{EmbeddedConfig, EmbeddedIssuer};
+pub use entry::VouchedBy;
 pub use identity::Identity;
 pub use issuer::{CertError, Issued, Issuer, Nudge};
 pub use istio::{

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
 
-pub use report::{ReportSource, held};
+pub use report::ReportSource;
 
 use super::istio::{IstioConfig, IstioIssuer};
 use super::{CertError, Issued, Issuer, Nudge};

@@ -2,7 +2,6 @@
 
 use underpass_proto::underpass::v1::{AgentReport, HeldCertificate, RestingTunnels};
 
-use crate::model::SpiffeId;
 use crate::tls::TrustBundles;
 
 /// Where the parts of a report come from. Asked about once a second, so it has to be cheap.
@@ -15,19 +14,6 @@ pub trait ReportSource: Send + Sync + 'static {
 
     /// Whether every new handshake on the node is judged by these roots of the controller's.
     fn in_force(&self, roots: &TrustBundles) -> bool;
-}
-
-/// A certificate as a report has it. The authority's key identifier and the root's SHA-256 are in hexadecimal,
-/// as views show them.
-pub fn held(identity: &SpiffeId, authority: Option<&str>, root: Option<&str>) -> HeldCertificate {
-    HeldCertificate { identity: identity.to_string(), authority: bytes(authority), root: bytes(root) }
-}
-
-/// Nothing for what is not known: a rotation then waits.
-fn bytes(hex: Option<&str>) -> Vec<u8> {
-    let digits = hex.unwrap_or_default().as_bytes().chunks(2);
-    let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
-    digits.map(byte).collect::<Option<_>>().unwrap_or_default()
 }
 
 /// The controller takes messages of 2 MiB.
@@ -79,15 +65,6 @@ mod tests {
         fn in_force(&self, _: &TrustBundles) -> bool {
             true
         }
-    }
-
-    #[test]
-    fn what_is_held_is_in_bytes() {
-        let cart = "spiffe://mesh.test/ns/shop/sa/cart".parse().unwrap();
-        let sound = held(&cart, Some("00ff7A"), Some("10"));
-        assert_eq!((sound.authority, sound.root), (vec![0, 255, 122], vec![16]));
-        let unknown = held(&cart, None, Some("xy"));
-        assert_eq!((unknown.authority, unknown.root), (vec![], vec![]));
     }
 
     /// Otherwise a full node would be the one that never holds a rotation back.

@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 
 use super::support::{CART, HOUR, Scratch, Scripted, TILL, clock, epoch, id, manager};
 use crate::certs::{CertError, CertState, Clock, Config, EmbeddedConfig, EmbeddedIssuer, Issued, Manager};
-use crate::tls::TlsError;
+use crate::tls::{TlsError, hex};
 
 #[tokio::test(start_paused = true)]
 async fn one_fetch_serves_however_many_wait() {
@@ -252,6 +252,27 @@ async fn what_a_hostile_issuer_answers_is_never_presented() {
         assert_eq!(state(&manager), [CertState::Failed], "{name}");
     }
     lease.ready().await.expect("a sound answer is taken even then");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_vouches_is_told_as_the_list_tells_it_and_of_certificates_only() {
+    let (scratch, clock) = (Scratch::new(), clock());
+    let issuer = Scripted::new(EmbeddedIssuer::with_clock(&scratch.config(), clock.clone()).unwrap());
+    let manager = manager(&issuer, &clock);
+    let lease = manager.lease(&id(CART));
+    assert!(manager.vouched_by().is_empty(), "there is no certificate yet");
+    let first = lease.ready().await.unwrap();
+    let (told, listed) = (manager.vouched_by(), manager.list());
+    assert_eq!(told.len(), 1);
+    assert_eq!(told[0].identity, id(CART));
+    assert_eq!(Some(hex(&told[0].authority)), listed[0].authority_key_id);
+    assert_eq!(told[0].root.map(|root| hex(&root)), listed[0].root_sha256);
+    assert!(told[0].root.is_some());
+    assert_eq!(manager.vouched_by(), told);
+
+    // Trust without its root: nothing vouches for it any more, and that is not remembered otherwise.
+    first.trust().set(Default::default());
+    assert_eq!(manager.vouched_by()[0].root, None);
 }
 
 #[tokio::test(start_paused = true)]
