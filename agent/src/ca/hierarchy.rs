@@ -14,13 +14,13 @@ use rcgen::{
 use rustls_pki_types::CertificateDer;
 use zeroize::Zeroizing;
 
+use super::attest::PublicKeyPin;
 use super::rotation::Folder;
 use super::signing::{self, CERTIFICATE, CHAIN, KEY, ROOTS, RootView};
 use crate::certs::FileError;
 use crate::certs::keeping::{SecretKey, lock_directory, read_file, write_whole};
 use crate::certs::leaf::random_serial;
 use crate::model::TrustDomain;
-use crate::tls::sha256;
 
 /// The root's key, in the folder where the root was made.
 pub const ROOT_KEY: &str = "root-key.pem";
@@ -214,7 +214,7 @@ pub fn make_intermediate(
 pub struct NodePapers {
     pub certificate: PathBuf,
     pub key: PathBuf,
-    /// What the controller's configuration has: see [`key_pin`].
+    /// What the controller's configuration has.
     pub pin: String,
 }
 
@@ -243,12 +243,11 @@ pub fn make_node(name: &str, folder: &Path, now: SystemTime) -> Result<NodePaper
     let certificate = params.self_signed(&key)?;
     write_whole(&key_path, key.pem().as_bytes(), 0o600)?;
     write_whole(&path, certificate.pem().as_bytes(), 0o644)?;
-    Ok(NodePapers { pin: key_pin(&key.subject_public_key_info()), certificate: path, key: key_path })
-}
-
-/// `sha256:` and the hexadecimal digest of a SubjectPublicKeyInfo's DER.
-pub fn key_pin(spki: &[u8]) -> String {
-    format!("sha256:{}", signing::hex(&sha256(spki)))
+    Ok(NodePapers {
+        pin: PublicKeyPin::of(&key.subject_public_key_info()).to_string(),
+        certificate: path,
+        key: key_path,
+    })
 }
 
 /// For peers and authorities whose clocks are behind.

@@ -1,14 +1,15 @@
 //! The files that a rotation changes, in the authority's folder.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
-use zeroize::Zeroizing;
 
 use super::{Phase, Record, RecordError};
+use crate::certs::FileError;
+use crate::certs::keeping::{read_file, write_whole};
 
 /// An authority's folder while somebody changes it; locked against a second one.
 pub struct Folder {
@@ -22,8 +23,8 @@ type Before = dyn Fn(&Path) -> io::Result<()>;
 
 #[derive(Debug, thiserror::Error)]
 pub enum FolderError {
-    #[error("{call} {}: {source}", .path.display())]
-    File { call: &'static str, path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    File(#[from] FileError),
     #[error("another rotation works on {}: wait for it", .0.display())]
     Locked(PathBuf),
     #[error("{} does not parse ({why}): it is this command's own; put back what was there", .path.display())]
@@ -194,16 +195,16 @@ impl Folder {
     fn copy(&self, from: &Path, to: &Path) -> Result<(), FolderError> {
         for file in ISSUING {
             let path = from.join(file);
-            let content = match fs::read(&path) {
+            let content = match read_file(&path) {
                 // Where a root signs by itself there is no chain.
-                Err(e) if file == CHAIN && e.kind() == io::ErrorKind::NotFound => {
+                Err(e) if file == CHAIN && e.source.kind() == io::ErrorKind::NotFound => {
                     let path = to.join(file);
                     if path.exists() {
                         self.remove(&path)?;
                     }
                     continue;
                 }
-                other => Zeroizing::new(other.map_err(failed("read", &path))?),
+                other => other?,
             };
             let mode = if file == KEY { 0o600 } else { 0o644 };
             self.replace(&to.join(file), &content, mode)?;
@@ -213,33 +214,12 @@ impl Folder {
 
     fn replace(&self, path: &Path, content: &[u8], mode: u32) -> Result<(), FolderError> {
         (self.before)(path).map_err(failed("write", path))?;
-        replace(path, content, mode)
+        // On the disk before the next file is touched.
+        Ok(write_whole(path, content, mode)?)
     }
-}
-
-/// Whole or not at all, and on the disk before the next file is touched.
-fn replace(path: &Path, content: &[u8], mode: u32) -> Result<(), FolderError> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{:08x}", rand::random::<u32>()));
-    let temporary = path.with_file_name(name);
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(&temporary)
-        .map_err(failed("create", &temporary))?;
-    let written = file
-        .write_all(content)
-        .and_then(|()| file.sync_all())
-        .map_err(failed("write", &temporary))
-        .and_then(|()| fs::rename(&temporary, path).map_err(failed("rename to", path)));
-    if written.is_err() {
-        fs::remove_file(&temporary).ok();
-    }
-    written
 }
 
 fn failed(call: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FolderError {
     let path = path.to_owned();
-    move |source| FolderError::File { call, path, source }
+    move |source| FileError { call, path, source }.into()
 }

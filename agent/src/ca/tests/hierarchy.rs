@@ -8,9 +8,9 @@ use std::time::SystemTime;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::support::{DAY, Scratch, domain, open, world};
+use crate::ca::attest::PublicKeyPin;
 use crate::ca::hierarchy::{
-    self, HierarchyError, INTERMEDIATE_LIFETIME, ROOT_KEY, ROOT_LIFETIME, make_intermediate, make_node,
-    make_root,
+    HierarchyError, INTERMEDIATE_LIFETIME, ROOT_KEY, ROOT_LIFETIME, make_intermediate, make_node, make_root,
 };
 use crate::ca::rotation::Folder;
 use crate::ca::signing::{self, CERTIFICATE, CHAIN, KEY, ROOTS};
@@ -100,7 +100,7 @@ fn a_nodes_papers_carry_its_key_and_no_end() {
     assert_eq!(mode(&papers.key), 0o600);
     let der = certificate(&papers.certificate);
     let (_, parsed) = X509Certificate::from_der(&der).unwrap();
-    assert_eq!(papers.pin, hierarchy::key_pin(parsed.public_key().raw));
+    assert_eq!(papers.pin, PublicKeyPin::of(parsed.public_key().raw).to_string());
     assert!(papers.pin.starts_with("sha256:") && papers.pin.len() == 7 + 64);
     assert_eq!(parsed.subject().to_string(), "CN=node-1");
     assert_eq!(parsed.validity().not_after.timestamp(), 253_402_300_799);
