@@ -11,7 +11,7 @@ use crate::model::{
     SpiffeId, Workload,
 };
 use crate::pods::{PodState, Table};
-use crate::policy::{Action, Policy, Scope};
+use crate::policy::{Action, Kind, Policy, Scope};
 use crate::telemetry::{Opened, Record, Telemetry, TelemetryConfig, process};
 use arc_swap::ArcSwap;
 use serde_json::{Value, json};
@@ -136,6 +136,7 @@ fn mesh() -> State {
         visibility: Default::default(),
     });
     state.policies.push(Policy {
+        kind: Kind::Authorization,
         namespace: "shop".into(),
         name: "deny-all".into(),
         scope: Scope::Namespace,

@@ -12,7 +12,7 @@ use crate::model::workload::{Health, NetworkMode, PortMapping, TunnelProtocol};
 use crate::model::{
     Cause, Destination, LocalPod, OriginalDst, PodUid, Service, SpiffeId, TrustDomain, Workload,
 };
-use crate::policy::{Action, Group, Policy, Scope};
+use crate::policy::{Action, Group, Kind, Policy, Scope};
 
 fn id(namespace: &str, account: &str) -> SpiffeId {
     SpiffeId::new(TrustDomain::cluster_local(), namespace, account).unwrap()
@@ -450,6 +450,7 @@ fn policy_follows_the_present_workload() {
         ..workload("client", &["10.1.0.1"])
     };
     let deny_all = Policy {
+        kind: Kind::Authorization,
         namespace: "shop".into(),
         name: "closed".into(),
         scope: Scope::WorkloadSelector,

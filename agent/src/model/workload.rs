@@ -40,6 +40,8 @@ pub struct Workload {
     pub policies: Vec<Arc<str>>,
     /// What this workload itself asks of connections to it; the rest comes from namespace and mesh.
     pub mtls: WorkloadMtls,
+    /// What policies select it by and read from it.
+    pub facts: PodFacts,
 }
 
 impl Workload {
@@ -67,8 +69,47 @@ impl Workload {
             services: BTreeMap::new(),
             policies: Vec::new(),
             mtls: WorkloadMtls::default(),
+            facts: PodFacts::default(),
         }
     }
+}
+
+impl PodFacts {
+    /// A pod that says nothing.
+    pub const NONE: Self = Self {
+        labels: BTreeMap::new(),
+        annotations: BTreeMap::new(),
+        ports: Vec::new(),
+        probes: Vec::new(),
+        waypoint: None,
+    };
+}
+
+/// What a pod says of itself that policies select by or depend on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+pub struct PodFacts {
+    pub labels: BTreeMap<Arc<str>, Arc<str>>,
+    /// Only those that mean something to policy.
+    pub annotations: BTreeMap<Arc<str>, Arc<str>>,
+    /// TCP ports that its containers declare.
+    pub ports: Vec<ContainerPort>,
+    /// HTTP paths at which the kubelet probes it.
+    pub probes: Vec<HttpProbe>,
+    /// `namespace/name` of the waypoint that serves it: policies that name a waypoint are that one's.
+    pub waypoint: Option<Arc<str>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct ContainerPort {
+    /// Empty where it has none.
+    pub name: Arc<str>,
+    pub port: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct HttpProbe {
+    pub port: u16,
+    pub path: Arc<str>,
 }
 
 /// Whether plaintext from outside may reach a port.

@@ -18,6 +18,19 @@ pub struct Conn {
     /// The application's address and (target) port: not a service's, not the tunnel's.
     pub destination_ip: IpAddr,
     pub destination_port: u16,
+    /// The server name in the application's own TLS, where it is known.
+    pub sni: Option<Arc<str>>,
+}
+
+impl Conn {
+    pub fn new(
+        source: Option<SpiffeId>,
+        source_ip: IpAddr,
+        destination_ip: IpAddr,
+        destination_port: u16,
+    ) -> Self {
+        Self { source, source_ip, destination_ip, destination_port, sni: None }
+    }
 }
 
 /// Everything that decides about connections to one workload. Comparable, so that an unchanged policy
@@ -28,6 +41,7 @@ pub struct Compiled {
     pub(super) blocks: Vec<Block>,
     pub(super) deny: Vec<Arc<Matcher>>,
     pub(super) allow: Vec<Arc<Matcher>>,
+    pub(super) audit: Vec<Arc<Matcher>>,
     /// With the dry-run policies in force as well; none where none applies.
     pub(super) would: Option<Box<Compiled>>,
 }
@@ -80,7 +94,7 @@ impl Compiled {
     }
 
     pub(super) fn new(mtls: EffectiveMtls) -> Self {
-        Self { mtls, blocks: Vec::new(), deny: Vec::new(), allow: Vec::new(), would: None }
+        Self { mtls, blocks: Vec::new(), deny: Vec::new(), allow: Vec::new(), audit: Vec::new(), would: None }
     }
 
     pub(super) fn block(&mut self, block: Block) {

@@ -12,14 +12,26 @@
 mod compiled;
 mod matcher;
 mod mtls;
+mod object;
 mod plan;
+mod request;
+mod resource;
 mod rules;
 mod set;
+mod settings;
+mod template;
 
 pub use compiled::{Compiled, Conn, Verdict, Why};
 pub use mtls::{EffectiveMtls, MtlsDefaults, MtlsOrigin};
-pub use rules::{Action, Group, Match, Policy, Rule, Scope, ServiceAccount, StringMatch};
+pub use object::{LabelOperator, LabelRequirement, LabelSelector, Meta, Object, ObjectError};
+pub use request::Request;
+pub use resource::{Defect, DefectKind, Kind, ResourceRef};
+pub use rules::{
+    Action, Group, HeaderMatch, Match, PathMatch, Policy, Rule, Scope, ServiceAccount, StringMatch,
+};
 pub use set::{PolicySet, Subject};
+pub use settings::{InboundDefault, PathNormalization, Settings, Stance};
+pub use template::{PathTemplate, TemplateError};
 
 #[cfg(test)]
 mod oracle;

@@ -160,12 +160,13 @@ struct Mesh {
 impl Mesh {
     fn compile(&self) -> Compiled {
         let set = PolicySet::new(self.policies.clone(), self.defaults.clone());
-        set.compile(&Subject { namespace: OWN_NAMESPACE, policies: &self.named, mtls: &self.mtls })
+        set.compile(&Subject::named(OWN_NAMESPACE, &self.named, &self.mtls))
     }
 }
 
 fn defective() -> Policy {
     Policy {
+        kind: Kind::Authorization,
         namespace: "root".into(),
         name: "defective".into(),
         scope: Scope::Global,
@@ -214,12 +215,13 @@ fn policy() -> impl Strategy<Value = Policy> {
     let scope = select(vec![Scope::Global, Scope::Namespace, Scope::WorkloadSelector]);
     let action = select(vec![Action::Allow, Action::Deny]);
     let rule = prop::collection::vec(fields(), 0..3).prop_map(|matches| Rule { matches });
-    let group = prop::collection::vec(rule, 0..3).prop_map(|rules| Group { rules });
+    let group = prop::collection::vec(rule, 0..3).prop_map(|rules| Group { rules, never: None });
     let groups = prop::collection::vec(group, 0..3);
     let defect = prop::option::weighted(0.05, Just(Arc::from("it cannot be read")));
     let dry_run = prop::bool::weighted(0.2);
     (select(vec!["a", "b"]), scope, action, groups, dry_run, defect).prop_map(
         |(namespace, scope, action, groups, dry_run, defect)| Policy {
+            kind: Kind::Authorization,
             namespace: namespace.into(),
             name: "".into(),
             scope,
@@ -261,6 +263,7 @@ fn fields() -> impl Strategy<Value = Match> {
         not_destination_ips: addresses.3,
         destination_ports: addresses.4,
         not_destination_ports: addresses.5,
+        ..Match::default()
     })
 }
 
@@ -291,6 +294,7 @@ fn conns() -> impl Strategy<Value = Conn> {
         source_ip: from.parse::<IpAddr>().unwrap(),
         destination_ip: to.parse::<IpAddr>().unwrap(),
         destination_port: port,
+        sni: None,
     })
 }
 

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::model::Workload;
-use crate::model::workload::WorkloadMtls;
+use crate::model::workload::{PodFacts, WorkloadMtls};
 
 use super::compiled::{Block, Compiled};
 use super::matcher::Matcher;
@@ -95,11 +95,25 @@ pub struct Subject<'a> {
     pub namespace: &'a str,
     pub policies: &'a [Arc<str>],
     pub mtls: &'a WorkloadMtls,
+    pub facts: &'a PodFacts,
+}
+
+impl<'a> Subject<'a> {
+    /// One of which nothing is known but what is said here.
+    pub fn named(namespace: &'a str, policies: &'a [Arc<str>], mtls: &'a WorkloadMtls) -> Self {
+        static NOTHING: PodFacts = PodFacts::NONE;
+        Self { namespace, policies, mtls, facts: &NOTHING }
+    }
 }
 
 impl<'a> From<&'a Workload> for Subject<'a> {
     fn from(workload: &'a Workload) -> Self {
-        Self { namespace: &workload.namespace, policies: &workload.policies, mtls: &workload.mtls }
+        Self {
+            namespace: &workload.namespace,
+            policies: &workload.policies,
+            mtls: &workload.mtls,
+            facts: &workload.facts,
+        }
     }
 }
 
@@ -124,6 +138,7 @@ impl Compiled {
         match entry.policy.action {
             Action::Allow => self.allow.push(entry.matcher.clone()),
             Action::Deny => self.deny.push(entry.matcher.clone()),
+            Action::Audit => self.audit.push(entry.matcher.clone()),
         }
     }
 }

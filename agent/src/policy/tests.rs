@@ -15,24 +15,25 @@ fn conn(source: Option<&str>) -> Conn {
         source_ip: "10.0.0.1".parse().unwrap(),
         destination_ip: "10.2.0.9".parse().unwrap(),
         destination_port: 8080,
+        sni: None,
     }
 }
 
 fn policy(name: &str, scope: Scope, action: Action, groups: Vec<Group>) -> Policy {
     let (namespace, name) = name.split_once('/').unwrap();
     let (namespace, name) = (namespace.into(), name.into());
-    Policy { namespace, name, scope, action, groups, dry_run: false, defect: None }
+    Policy { kind: Kind::Authorization, namespace, name, scope, action, groups, dry_run: false, defect: None }
 }
 
 fn group(matches: Vec<Match>) -> Group {
-    Group { rules: vec![Rule { matches }] }
+    Group { rules: vec![Rule { matches }], never: None }
 }
 
 /// For a workload of the namespace `own` that names the given policies.
 fn compile(policies: Vec<Policy>, named: &[&str]) -> Compiled {
     let named: Vec<Arc<str>> = named.iter().map(|key| Arc::from(*key)).collect();
     let mtls = WorkloadMtls::default();
-    let subject = Subject { namespace: "own", policies: &named, mtls: &mtls };
+    let subject = Subject::named("own", &named, &mtls);
     PolicySet::new(policies, MtlsDefaults::default()).compile(&subject)
 }
 
@@ -198,21 +199,25 @@ fn structure() {
     let cases: Vec<(&str, Vec<Group>, bool)> = vec![
         ("no groups never match", vec![], false),
         ("a group without rules matches everything", vec![Group::default()], true),
-        ("a rule without matches always holds", vec![Group { rules: vec![rule(vec![])] }], true),
+        ("a rule without matches always holds", vec![Group { rules: vec![rule(vec![])], never: None }], true),
         ("a match without fields never holds", vec![group(vec![empty()])], false),
         ("nor do several", vec![group(vec![empty(), empty()])], false),
         ("but it does not spoil others", vec![group(vec![empty(), hit()])], true),
         ("groups are alternatives", vec![group(vec![miss()]), group(vec![hit()])], true),
         ("matches are alternatives", vec![group(vec![miss(), hit()])], true),
-        ("rules must all hold", vec![Group { rules: vec![rule(vec![hit()]), rule(vec![hit()])] }], true),
+        (
+            "rules must all hold",
+            vec![Group { rules: vec![rule(vec![hit()]), rule(vec![hit()])], never: None }],
+            true,
+        ),
         (
             "one that does not is enough",
-            vec![Group { rules: vec![rule(vec![hit()]), rule(vec![miss()])] }],
+            vec![Group { rules: vec![rule(vec![hit()]), rule(vec![miss()])], never: None }],
             false,
         ),
         (
             "an empty match in a rule fails it",
-            vec![Group { rules: vec![rule(vec![hit()]), rule(vec![empty()])] }],
+            vec![Group { rules: vec![rule(vec![hit()]), rule(vec![empty()])], never: None }],
             false,
         ),
         (
@@ -392,7 +397,7 @@ fn ignorance_denies() {
 }
 
 fn with_mtls(defaults: MtlsDefaults, own: WorkloadMtls, policies: Vec<Policy>) -> Compiled {
-    PolicySet::new(policies, defaults).compile(&Subject { namespace: "own", policies: &[], mtls: &own })
+    PolicySet::new(policies, defaults).compile(&Subject::named("own", &[], &own))
 }
 
 #[test]

@@ -158,12 +158,7 @@ policies: [{policies}]
 
     fn conn(account: &str) -> Conn {
         let source: SpiffeId = format!("spiffe://cluster.local/ns/shop/sa/{account}").parse().unwrap();
-        Conn {
-            source: Some(source),
-            source_ip: IpAddr::from([10, 0, 0, 2]),
-            destination_ip: IpAddr::from([10, 0, 0, 1]),
-            destination_port: 80,
-        }
+        Conn::new(Some(source), IpAddr::from([10, 0, 0, 2]), IpAddr::from([10, 0, 0, 1]), 80)
     }
 
     fn authorizer(store: &Store) -> Arc<Authorizer> {

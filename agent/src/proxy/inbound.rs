@@ -210,12 +210,7 @@ async fn connection(
     mut respond: Respond,
 ) -> End {
     record.set_hbone_addr(app.0);
-    let conn = Conn {
-        source: Some(peer.clone()),
-        source_ip: client.ip(),
-        destination_ip: app.ip(),
-        destination_port: app.port(),
-    };
+    let conn = Conn::new(Some(peer.clone()), client.ip(), app.ip(), app.port());
     if let Some(would) = pod.authorizer.dry_run(&conn) {
         record.set_dry_run(would.to_string());
     }

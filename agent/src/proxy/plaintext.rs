@@ -40,8 +40,7 @@ async fn judged(
     app: AppAddr,
     record: &Record,
 ) -> End {
-    let conn =
-        Conn { source: None, source_ip: client.ip(), destination_ip: app.ip(), destination_port: app.port() };
+    let conn = Conn::new(None, client.ip(), app.ip(), app.port());
     if let Some(would) = pod.authorizer.dry_run(&conn) {
         record.set_dry_run(would.to_string());
     }

@@ -7,7 +7,7 @@ use crate::discovery::file::document as written;
 use crate::discovery::file::scalar::{Cidr, Pattern, ServiceAccountName};
 use crate::discovery::yaml::Path;
 use crate::model::Workload;
-use crate::policy::{Group, Match, Policy, Rule, Scope, ServiceAccount, StringMatch};
+use crate::policy::{Group, Kind, Match, Policy, Rule, Scope, ServiceAccount, StringMatch};
 
 impl Converter {
     pub(super) fn policies(&mut self, policies: Vec<written::Policy>) -> Vec<Policy> {
@@ -39,9 +39,10 @@ impl Converter {
                     matches: matches.map(|(m, fields)| self.fields(&path.index(m), fields)).collect(),
                 });
             }
-            groups.push(Group { rules });
+            groups.push(Group { rules, never: None });
         }
         Policy {
+            kind: Kind::Authorization,
             namespace: policy.namespace.into(),
             name: policy.name.into(),
             scope: policy.scope,
@@ -77,6 +78,7 @@ impl Converter {
             not_destination_ips: nets(fields.not_destination_ips),
             destination_ports: fields.destination_ports,
             not_destination_ports: fields.not_destination_ports,
+            ..Match::default()
         }
     }
 

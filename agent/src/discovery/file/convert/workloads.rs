@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::Converter;
 use crate::discovery::file::document::{self as written, Protocol};
 use crate::discovery::yaml::Path;
-use crate::model::workload::{Locality, NetworkMode, PortMapping, TunnelProtocol, WorkloadMtls};
+use crate::model::workload::{Locality, NetworkMode, PodFacts, PortMapping, TunnelProtocol, WorkloadMtls};
 use crate::model::{Service, Workload};
 use crate::policy::Policy;
 
@@ -73,6 +73,7 @@ impl Converter {
             policies: w.authorization_policies.into_iter().map(Arc::from).collect(),
             mtls: WorkloadMtls { mode: w.mtls.mode, ports: w.mtls.ports },
             name: w.name.into(),
+            facts: PodFacts::default(),
         })
     }
 

@@ -1,0 +1,133 @@
+//! Kubernetes objects as the API server stores them, before anybody has understood what they say.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+/// One object: what every kind has, and the rest as it is written.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Object {
+    /// Empty for the core group.
+    pub group: Arc<str>,
+    pub version: Arc<str>,
+    pub kind: Arc<str>,
+    pub meta: Meta,
+    /// Null where there is none.
+    pub spec: Value,
+    /// Null where there is none.
+    pub status: Value,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Meta {
+    pub name: Arc<str>,
+    /// Empty for what belongs to no namespace.
+    pub namespace: Arc<str>,
+    pub labels: BTreeMap<Arc<str>, Arc<str>>,
+    pub annotations: BTreeMap<Arc<str>, Arc<str>>,
+    /// As in the object, in RFC 3339; empty where it has none.
+    pub creation_timestamp: Arc<str>,
+}
+
+/// Why something is no Kubernetes object.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ObjectError {
+    #[error("it has no apiVersion and kind")]
+    NoKind,
+    #[error("metadata: {0}")]
+    Meta(String),
+    #[error("it has no metadata.name")]
+    NoName,
+}
+
+impl Object {
+    /// Reads one object that is no List. An object of a kind that has a namespace, and says none, is in
+    /// `default`.
+    ///
+    /// # Errors
+    /// It lacks what every object has.
+    pub fn read(mut value: Value) -> Result<Self, ObjectError> {
+        let text = |value: &Value, key| value.get(key).and_then(Value::as_str).map(ToString::to_string);
+        let (Some(api_version), Some(kind)) = (text(&value, "apiVersion"), text(&value, "kind")) else {
+            return Err(ObjectError::NoKind);
+        };
+        let (group, version) = api_version.split_once('/').unwrap_or(("", &api_version));
+        let mut take = |key| value.get_mut(key).map(Value::take).unwrap_or_default();
+        let mut meta = take("metadata");
+        // What a manifest leaves empty is null.
+        if let Value::Object(fields) = &mut meta {
+            fields.retain(|_, value| !value.is_null());
+        }
+        let mut meta: Meta = serde_json::from_value(meta).map_err(|e| ObjectError::Meta(e.to_string()))?;
+        if meta.name.is_empty() {
+            return Err(ObjectError::NoName);
+        }
+        if meta.namespace.is_empty() && !CLUSTER_SCOPED.contains(&&*kind) {
+            meta.namespace = "default".into();
+        }
+        let (spec, status) = (take("spec"), take("status"));
+        Ok(Self { group: group.into(), version: version.into(), kind: kind.into(), meta, spec, status })
+    }
+
+    pub fn is(&self, group: &str, kind: &str) -> bool {
+        *self.group == *group && *self.kind == *kind
+    }
+
+    /// When it was made. What does not say is older than everything that does, as for everybody who sorts
+    /// by this field.
+    pub fn created(&self) -> Option<OffsetDateTime> {
+        OffsetDateTime::parse(&self.meta.creation_timestamp, &Rfc3339).ok()
+    }
+}
+
+const CLUSTER_SCOPED: &[&str] = &["Namespace", "Node", "GatewayClass", "CustomResourceDefinition"];
+
+/// Kubernetes' label selector. An empty one selects everything.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LabelSelector {
+    pub match_labels: BTreeMap<Arc<str>, Arc<str>>,
+    pub match_expressions: Vec<LabelRequirement>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct LabelRequirement {
+    pub key: Arc<str>,
+    pub operator: LabelOperator,
+    #[serde(default)]
+    pub values: Vec<Arc<str>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub enum LabelOperator {
+    In,
+    NotIn,
+    Exists,
+    DoesNotExist,
+}
+
+impl LabelSelector {
+    pub fn selects(&self, labels: &BTreeMap<Arc<str>, Arc<str>>) -> bool {
+        self.match_labels.iter().all(|(key, value)| labels.get(key) == Some(value))
+            && self.match_expressions.iter().all(|requirement| requirement.holds(labels))
+    }
+}
+
+impl LabelRequirement {
+    fn holds(&self, labels: &BTreeMap<Arc<str>, Arc<str>>) -> bool {
+        let value = labels.get(&self.key);
+        let listed = value.is_some_and(|value| self.values.contains(value));
+        match self.operator {
+            LabelOperator::In => listed,
+            // What lacks the label altogether is selected too.
+            LabelOperator::NotIn => !listed,
+            LabelOperator::Exists => value.is_some(),
+            LabelOperator::DoesNotExist => value.is_none(),
+        }
+    }
+}

@@ -1,0 +1,16 @@
+//! What is known of one HTTP request when it is judged.
+
+use http::HeaderMap;
+
+/// A request, as policies see it.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    pub method: &'a str,
+    /// `Host` or `:authority` as sent; empty where there is none.
+    pub host: &'a str,
+    /// Normalised as the mesh's setting says, without query; begins with `/`, or is `*`.
+    pub path: &'a str,
+    /// What follows the `?`, as sent.
+    pub query: Option<&'a str>,
+    pub headers: &'a HeaderMap,
+}
