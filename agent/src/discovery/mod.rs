@@ -7,6 +7,7 @@
 mod endpoints;
 pub mod file;
 mod kernel;
+pub mod manifest;
 mod route;
 mod snapshot;
 mod state;

@@ -10,6 +10,7 @@
 //! policy that could not be understood.
 
 mod compiled;
+pub mod istio;
 mod matcher;
 mod mtls;
 mod object;

@@ -62,6 +62,8 @@ impl Object {
         // What a manifest leaves empty is null.
         if let Value::Object(fields) = &mut meta {
             fields.retain(|_, value| !value.is_null());
+        } else if meta.is_null() {
+            return Err(ObjectError::NoName);
         }
         let mut meta: Meta = serde_json::from_value(meta).map_err(|e| ObjectError::Meta(e.to_string()))?;
         if meta.name.is_empty() {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
 
-/// `{*}` stands for one segment, `{**}` for any number of them, none included.
+/// `{*}` stands for one segment, `{**}` for any text: it may be empty, and the slash before it has to be there.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PathTemplate {
     text: Arc<str>,
@@ -24,8 +24,8 @@ enum Segment {
 pub enum TemplateError {
     #[error("a path template begins with \"/\"")]
     NoSlash,
-    #[error("{{**}} may stand once only")]
-    SecondAny,
+    #[error("{{**}} has to be the last operator")]
+    NotLast,
     #[error(
         "{0:?} is no segment of a path template: only {{*}}, {{**}} or text without braces and asterisks"
     )]
@@ -45,8 +45,8 @@ impl PathTemplate {
         let mut segments = Vec::new();
         for segment in rest.split('/') {
             segments.push(match segment {
+                "{*}" | "{**}" if segments.contains(&Segment::Any) => return Err(TemplateError::NotLast),
                 "{*}" => Segment::One,
-                "{**}" if segments.contains(&Segment::Any) => return Err(TemplateError::SecondAny),
                 "{**}" => Segment::Any,
                 _ if segment.contains(['{', '}', '*']) => {
                     return Err(TemplateError::Segment(segment.to_string()));
@@ -64,9 +64,13 @@ impl PathTemplate {
             return given.len() == self.segments.len() && all(&self.segments, &given);
         };
         let (before, after) = (&self.segments[..any], &self.segments[any + 1..]);
-        given.len() >= before.len() + after.len()
-            && all(before, &given[..before.len()])
-            && all(after, &given[given.len() - after.len()..])
+        if given.len() <= before.len() + after.len() || !all(before, &given[..before.len()]) {
+            return false;
+        }
+        // Istio's reference has `/foo/{**}/` match `/foo/bar/baz.txt`: a slash that ends the template is in what
+        // `{**}` stands for.
+        let directory = matches!(after, [Segment::Exact(text)] if text.is_empty());
+        directory || all(after, &given[given.len() - after.len()..])
     }
 }
 
@@ -88,5 +92,44 @@ impl fmt::Display for PathTemplate {
 impl Serialize for PathTemplate {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&self.text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_examples_of_istios_reference_hold() {
+        for (template, path, matches) in [
+            ("/foo/{*}", "/foo/bar", true),
+            ("/foo/{*}", "/foo/bar/baz", false),
+            ("/foo/{*}", "/foo/", false),
+            ("/foo/{*}", "/foo", false),
+            ("/foo/{**}/", "/foo/bar/", true),
+            ("/foo/{**}/", "/foo/bar/baz.txt", true),
+            ("/foo/{**}/", "/foo//", true),
+            ("/foo/{**}/", "/foo/bar", false),
+            ("/foo/{**}", "/foo/", true),
+            ("/foo/{**}", "/foo", false),
+            ("/foo/{**}", "/food", false),
+            ("/foo/{*}/bar/{**}", "/foo/buzz/bar/", true),
+            ("/foo/{*}/bar/{**}", "/foo/buzz/bar/baz", true),
+            ("/foo/{*}/bar/{**}", "/foo/buzz/bar/baz/more", true),
+            ("/foo/{*}/bar/{**}", "/foo/buzz/bar", false),
+            ("/{**}", "/", true),
+            ("/{*}", "foo", false),
+        ] {
+            assert_eq!(PathTemplate::parse(template).unwrap().matches(path), matches, "{template} {path}");
+        }
+    }
+
+    #[test]
+    fn what_istio_refuses_is_refused() {
+        for template in
+            ["/*/baz/{*}", "/**/baz/{*}", "/{**}/foo/{*}", "/foo/{*}.txt", "foo/{*}", "/{*}{*}", "/{{*}}"]
+        {
+            assert!(PathTemplate::parse(template).is_err(), "{template}");
+        }
     }
 }

@@ -19,9 +19,7 @@ pub const MAX_BYTES: usize = 32 << 20;
 /// The first thing that is wrong with the document, with its place. Never panics, whatever the text.
 pub fn read<T: DeserializeOwned>(text: &str) -> Result<T, Invalid> {
     if text.len() > MAX_BYTES {
-        let message =
-            format!("the document has {} bytes, more than the {MAX_BYTES} that are read", text.len());
-        return Err(Invalid::one(Problem { line: 0, column: 0, path: String::new(), message }));
+        return Err(Invalid::one(Problem::too_long(text)));
     }
     let mut path = None;
     serde_saphyr::with_deserializer_from_str_with_options(text, options(), |document| {
@@ -31,6 +29,22 @@ pub fn read<T: DeserializeOwned>(text: &str) -> Result<T, Invalid> {
         })
     })
     .map_err(|error| Invalid::one(Problem::from_parser(path, &error)))
+}
+
+/// Reads every document of a text, as JSON.
+///
+/// # Errors
+/// The text is no YAML, or more than is read. Never panics, whatever the text.
+pub fn read_all(text: &str) -> Result<Vec<serde_json::Value>, Invalid> {
+    if text.len() > MAX_BYTES {
+        return Err(Invalid::one(Problem::too_long(text)));
+    }
+    let mut options = options();
+    if let Some(budget) = &mut options.budget {
+        budget.max_documents = 100_000;
+    }
+    serde_saphyr::from_multiple_with_options(text, options)
+        .map_err(|error| Invalid::one(Problem::from_parser(None, &error)))
 }
 
 /// What is wrong with a document that does parse: collected while it is checked, placed afterwards.
@@ -147,6 +161,12 @@ pub struct Problem {
 }
 
 impl Problem {
+    fn too_long(text: &str) -> Self {
+        let message =
+            format!("the document has {} bytes, more than the {MAX_BYTES} that are read", text.len());
+        Self { line: 0, column: 0, path: String::new(), message }
+    }
+
     fn from_parser(path: Option<String>, error: &serde_saphyr::Error) -> Self {
         let place = error.location().filter(|at| *at != Location::UNKNOWN);
         // A key that does not parse has no name to show.

@@ -1,0 +1,106 @@
+//! Kubernetes' own YAML: pods, namespaces and policies as they are in a repository, or as `kubectl get -o yaml`
+//! prints them.
+
+mod pod;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::yaml::{self, Invalid, Problem};
+use crate::model::{TrustDomain, Workload};
+use crate::policy::{Meta, Object};
+
+/// Everything that was read, by what it is to us.
+#[derive(Clone, Debug, Default)]
+pub struct Manifest {
+    /// Pods, as workloads of the mesh.
+    pub pods: Vec<Workload>,
+    /// All the rest.
+    pub objects: Vec<Object>,
+}
+
+/// One document that is no object, or a pod that cannot be one.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{what}: {why}")]
+pub struct Refused {
+    /// `document 3`, or `Pod shop/web`.
+    pub what: String,
+    pub why: String,
+}
+
+/// Reads the objects of a text of one or several documents, Lists among them. Empty documents are nothing.
+///
+/// # Errors
+/// The text is no YAML. Never panics, whatever the text.
+pub fn read(text: &str) -> Result<Vec<Result<Object, Refused>>, Invalid> {
+    let mut objects = Vec::new();
+    for (at, document) in yaml::read_all(text)?.into_iter().enumerate() {
+        flatten(&format!("document {}", at + 1), document, &mut objects);
+    }
+    Ok(objects)
+}
+
+impl Manifest {
+    /// # Errors
+    /// Each pod that cannot be taken: what is left is not the mesh that was meant.
+    pub fn new(objects: Vec<Object>, trust_domain: &TrustDomain) -> Result<Self, Vec<Refused>> {
+        let (pods, objects): (Vec<_>, Vec<_>) = objects.into_iter().partition(|object| object.is("", "Pod"));
+        let namespace = |name: &str| {
+            objects
+                .iter()
+                .find(|object| object.is("", "Namespace") && *object.meta.name == *name)
+                .map(|o| &o.meta)
+        };
+        let (mut taken, mut refused) = (Vec::with_capacity(pods.len()), Vec::new());
+        for object in &pods {
+            match pod::workload(object, namespace(&object.meta.namespace), trust_domain) {
+                Ok(workload) => taken.push(workload),
+                Err(why) => refused.push(Refused { what: name(object), why }),
+            }
+        }
+        if refused.is_empty() { Ok(Self { pods: taken, objects }) } else { Err(refused) }
+    }
+
+    /// By `namespace` and `name`.
+    pub fn pod(&self, namespace: &str, name: &str) -> Option<&Workload> {
+        self.pods.iter().find(|pod| *pod.namespace == *namespace && *pod.name == *name)
+    }
+}
+
+fn name(object: &Object) -> String {
+    let Meta { namespace, name, .. } = &object.meta;
+    format!("{} {namespace}/{name}", object.kind)
+}
+
+fn flatten(what: &str, document: Value, objects: &mut Vec<Result<Object, Refused>>) {
+    if document.is_null() {
+        return;
+    }
+    let is_list = document.get("kind").and_then(Value::as_str).is_some_and(|kind| kind.ends_with("List"));
+    match document {
+        Value::Object(mut fields) if is_list && fields.get("items").is_some_and(Value::is_array) => {
+            let items = fields.remove("items").unwrap_or_default();
+            for (at, item) in items.as_array().into_iter().flatten().enumerate() {
+                flatten(&format!("{what}, item {}", at + 1), item.clone(), objects);
+            }
+        }
+        document => objects.push(Object::read(document).map_err(|e| Refused {
+            what: what.to_string(),
+            why: format!("this is no Kubernetes object: {e}"),
+        })),
+    }
+}
+
+impl From<Refused> for Problem {
+    fn from(refused: Refused) -> Self {
+        Self { line: 0, column: 0, path: String::new(), message: refused.to_string() }
+    }
+}
+
+/// A text that belongs to many.
+fn text(value: &Value, key: &str) -> Option<Arc<str>> {
+    value.get(key).and_then(Value::as_str).map(Arc::from)
+}

@@ -1,0 +1,188 @@
+//! One AuthorizationPolicy.
+
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+use super::list::{Effect, Reader};
+use super::{Labels, rule, selects};
+use crate::policy::{Action, Defect, DefectKind, Group, Kind, Object, Policy, ResourceRef, Scope, Settings};
+
+#[derive(Debug)]
+pub(super) struct Authorization {
+    pub policy: Arc<Policy>,
+    selector: Labels,
+    /// What it is aimed at, where that is not the workloads themselves.
+    pub targets: Option<String>,
+}
+
+impl Authorization {
+    pub fn read(object: &Object, settings: &Settings, defects: &mut Vec<Defect>) -> Self {
+        let resource = ResourceRef {
+            kind: Kind::IstioAuthorizationPolicy,
+            namespace: object.meta.namespace.clone(),
+            name: object.meta.name.clone(),
+        };
+        let none = Map::new();
+        let spec = object.spec.as_object().unwrap_or(&none);
+        let mut whole = Whole { resource: &resource, defects, defect: None };
+        if !object.spec.is_object() && !object.spec.is_null() {
+            whole.refuse("spec", DefectKind::Invalid, "it is no object");
+        }
+        let (action, effect) = whole.action(spec.get("action"));
+        let selector = whole.selector(spec.get("selector"));
+        let targets = whole.targets(spec);
+        if targets.is_some() && spec.get("selector").is_some_and(|selector| !selector.is_null()) {
+            whole.note(
+                "spec.selector",
+                "a policy has a selector or targetRefs, not both; the targetRefs hold",
+            );
+        }
+        let defect = whole.defect;
+
+        let mut reader = Reader { resource: &resource, effect, defects, broken: None };
+        reader.unknown_fields(
+            "spec",
+            spec,
+            &["action", "provider", "rules", "selector", "targetRef", "targetRefs"],
+        );
+        let mut all_broken = reader.broken.take();
+        let mut groups = Vec::new();
+        match spec.get("rules") {
+            None | Some(Value::Null) => {}
+            Some(Value::Array(rules)) => {
+                for (at, value) in rules.iter().enumerate() {
+                    let group = rule::read(&mut reader, &format!("spec.rules[{at}]"), value, settings);
+                    groups.push(Group { never: group.never.or_else(|| all_broken.clone()), ..group });
+                }
+            }
+            Some(_) => {
+                reader.defect("spec.rules", DefectKind::Invalid, "it is no list");
+                all_broken = reader.broken.take();
+            }
+        }
+        // Something of the policy as a whole is not understood: what it says may not be all that it denies.
+        if let (Some(_), Effect::Denies) = (&all_broken, effect) {
+            groups = vec![Group::default()];
+        }
+        let dry_run = object.meta.annotations.get("istio.io/dry-run").is_some_and(|value| is_true(value));
+        let policy = Policy {
+            kind: Kind::IstioAuthorizationPolicy,
+            namespace: resource.namespace.clone(),
+            name: resource.name.clone(),
+            scope: Scope::Namespace,
+            action,
+            dry_run,
+            groups,
+            defect,
+        };
+        Self { policy: Arc::new(policy), selector, targets }
+    }
+
+    pub fn selects(&self, labels: &Labels) -> bool {
+        self.targets.is_none() && selects(&self.selector, labels)
+    }
+}
+
+/// Go's `strconv.ParseBool`.
+fn is_true(text: &str) -> bool {
+    matches!(text, "1" | "t" | "T" | "true" | "TRUE" | "True")
+}
+
+/// The parts that say to what and to which end the policy applies: a policy of which these are not understood
+/// denies everything that it may apply to.
+struct Whole<'a> {
+    resource: &'a ResourceRef,
+    defects: &'a mut Vec<Defect>,
+    defect: Option<Arc<str>>,
+}
+
+impl Whole<'_> {
+    fn refuse(&mut self, field: &str, kind: DefectKind, what: &str) {
+        self.defect.get_or_insert_with(|| format!("{field}: {what}").into());
+        self.add(field, kind, format!("{what}; everything that the policy applies to is denied"));
+    }
+
+    fn note(&mut self, field: &str, what: &str) {
+        self.add(field, DefectKind::Invalid, what.to_string());
+    }
+
+    fn add(&mut self, field: &str, kind: DefectKind, message: String) {
+        self.defects.push(Defect {
+            resource: self.resource.clone(),
+            field: field.to_string(),
+            kind,
+            message,
+        });
+    }
+
+    fn action(&mut self, value: Option<&Value>) -> (Action, Effect) {
+        match value.unwrap_or(&Value::Null) {
+            Value::Null => (Action::Allow, Effect::Admits),
+            Value::String(text) => match &**text {
+                "ALLOW" => (Action::Allow, Effect::Admits),
+                "DENY" => (Action::Deny, Effect::Denies),
+                "AUDIT" => (Action::Audit, Effect::Admits),
+                "CUSTOM" => {
+                    let what = "an external authorizer cannot be asked by a node agent; what the rules match is denied";
+                    self.add("spec.action", DefectKind::Unsupported, what.to_string());
+                    (Action::Deny, Effect::Denies)
+                }
+                other => self.no_action(&format!("{other:?}")),
+            },
+            other => self.no_action(&other.to_string()),
+        }
+    }
+
+    fn no_action(&mut self, value: &str) -> (Action, Effect) {
+        let what = format!("{value} is no action: ALLOW, DENY, AUDIT or CUSTOM");
+        self.refuse("spec.action", DefectKind::Invalid, &what);
+        (Action::Deny, Effect::Denies)
+    }
+
+    fn selector(&mut self, value: Option<&Value>) -> Labels {
+        let mut labels = Labels::new();
+        let Some(value) = value.filter(|value| !value.is_null()) else { return labels };
+        let Some(selector) = value.as_object() else {
+            self.refuse("spec.selector", DefectKind::Invalid, "it is no object");
+            return labels;
+        };
+        for name in selector.keys().filter(|name| *name != "matchLabels") {
+            let what = "there is no such field: Istio selects by matchLabels only";
+            self.refuse(&format!("spec.selector.{name}"), DefectKind::Invalid, what);
+        }
+        match selector.get("matchLabels") {
+            None | Some(Value::Null) => {}
+            Some(Value::Object(given)) => {
+                for (key, value) in given {
+                    match value.as_str() {
+                        Some(value) => drop(labels.insert(key.as_str().into(), value.into())),
+                        None => {
+                            let field = format!("spec.selector.matchLabels[{key}]");
+                            self.refuse(&field, DefectKind::Invalid, "it is no string");
+                        }
+                    }
+                }
+            }
+            Some(_) => self.refuse("spec.selector.matchLabels", DefectKind::Invalid, "it is no object"),
+        }
+        labels
+    }
+
+    fn targets(&mut self, spec: &Map<String, Value>) -> Option<String> {
+        let mut targets = Vec::new();
+        let mut one = |value: &Value| {
+            let text = |key| value.get(key).and_then(Value::as_str).unwrap_or_default();
+            targets.push(format!("{} {}", text("kind"), text("name")));
+        };
+        match spec.get("targetRefs") {
+            None | Some(Value::Null) => {}
+            Some(Value::Array(refs)) => refs.iter().for_each(&mut one),
+            Some(_) => self.refuse("spec.targetRefs", DefectKind::Invalid, "it is no list"),
+        }
+        if let Some(value) = spec.get("targetRef").filter(|value| !value.is_null()) {
+            one(value);
+        }
+        (!targets.is_empty()).then(|| targets.join(", "))
+    }
+}

@@ -1,0 +1,207 @@
+//! PeerAuthentication: port before workload before namespace before mesh, and of several at one level the oldest.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+use time::OffsetDateTime;
+
+use super::{Labels, mode, selects};
+use crate::model::MtlsMode;
+use crate::policy::mtls::{EffectiveMtls, MtlsOrigin};
+use crate::policy::{Defect, DefectKind, Kind, Object, ResourceRef, Settings, Subject};
+
+#[derive(Debug)]
+pub(super) struct PeerAuthentication {
+    resource: Arc<ResourceRef>,
+    created: Option<OffsetDateTime>,
+    selector: Option<Labels>,
+    /// None: as the level above says.
+    mode: Option<MtlsMode>,
+    /// None: as the workload.
+    ports: BTreeMap<u16, Option<MtlsMode>>,
+}
+
+/// Which resource said what.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MtlsSources {
+    pub mode: Option<Arc<ResourceRef>>,
+    pub ports: Option<Arc<ResourceRef>>,
+}
+
+/// Both lists are sorted by age.
+pub(super) fn resolve(
+    root: &[PeerAuthentication],
+    own: &[PeerAuthentication],
+    is_root: bool,
+    subject: &Subject<'_>,
+    default: &EffectiveMtls,
+) -> (EffectiveMtls, MtlsSources) {
+    let whole = |list: &'_ [PeerAuthentication]| list.iter().position(|peer| peer.selector.is_none());
+    let mesh = whole(root).map(|at| &root[at]);
+    let namespace = if is_root { None } else { whole(own).map(|at| &own[at]) };
+    // One with a selector in the root namespace is ignored, as Istio's reference says.
+    let workload = own.iter().find(|peer| !is_root && peer.selects(subject));
+    let mut mtls = default.clone();
+    let mut sources = MtlsSources::default();
+    let levels =
+        [(mesh, MtlsOrigin::Mesh), (namespace, MtlsOrigin::Namespace), (workload, MtlsOrigin::Workload)];
+    for (peer, origin) in levels {
+        if let Some(peer) = peer
+            && let Some(mode) = peer.mode
+        {
+            (mtls.mode, mtls.origin) = (mode, origin);
+            sources.mode = Some(peer.resource.clone());
+        }
+    }
+    if let Some(workload) = workload.filter(|workload| !workload.ports.is_empty()) {
+        let own = mtls.mode;
+        mtls.ports.extend(workload.ports.iter().map(|(port, mode)| (*port, mode.unwrap_or(own))));
+        sources.ports = Some(workload.resource.clone());
+    }
+    (mtls, sources)
+}
+
+impl PeerAuthentication {
+    pub fn read(object: &Object, _: &Settings, defects: &mut Vec<Defect>) -> Self {
+        let resource = ResourceRef {
+            kind: Kind::PeerAuthentication,
+            namespace: object.meta.namespace.clone(),
+            name: object.meta.name.clone(),
+        };
+        let mut reader = Reader { resource: &resource, defects };
+        let none = Map::new();
+        let spec = match &object.spec {
+            Value::Object(spec) => spec,
+            Value::Null => &none,
+            _ => {
+                reader.strict("spec", "it is no object");
+                &none
+            }
+        };
+        let mut strict = !object.spec.is_object() && !object.spec.is_null();
+        for name in spec.keys().filter(|name| !["selector", "mtls", "portLevelMtls"].contains(&name.as_str()))
+        {
+            reader.strict(&format!("spec.{name}"), "there is no such field");
+            strict = true;
+        }
+        let selector = reader.selector(spec.get("selector"), &mut strict);
+        let mut own = reader.mode("spec.mtls", spec.get("mtls"));
+        let mut ports = BTreeMap::new();
+        match spec.get("portLevelMtls") {
+            None | Some(Value::Null) => {}
+            Some(Value::Object(given)) => {
+                for (port, value) in given {
+                    let field = format!("spec.portLevelMtls[{port}]");
+                    let mode = reader.mode(&field, Some(value));
+                    match port.parse::<u16>() {
+                        Ok(port) if port > 0 => drop(ports.insert(port, mode)),
+                        // Which port was meant is not known, and that it was to be closed is.
+                        _ if mode == Some(MtlsMode::Strict) => {
+                            reader.strict(&field, "it is no port: 1 to 65535");
+                            strict = true;
+                        }
+                        _ => reader.note(&field, "it is no port: 1 to 65535; it opens nothing"),
+                    }
+                }
+            }
+            Some(_) => {
+                reader.strict("spec.portLevelMtls", "it is no object");
+                strict = true;
+            }
+        }
+        if selector.as_ref().is_none_or(Labels::is_empty) && !ports.is_empty() {
+            reader.note(
+                "spec.portLevelMtls",
+                "ports are set for selected workloads only; it says nothing here",
+            );
+            ports.clear();
+        }
+        if strict {
+            own = Some(MtlsMode::Strict);
+            ports.clear();
+        }
+        // An empty selector is none.
+        let selector = selector.filter(|labels| !labels.is_empty());
+        Self { resource: Arc::new(resource), created: object.created(), selector, mode: own, ports }
+    }
+
+    pub fn age(&self) -> (Option<OffsetDateTime>, &str) {
+        (self.created, &self.resource.name)
+    }
+
+    fn selects(&self, subject: &Subject<'_>) -> bool {
+        self.selector.as_ref().is_some_and(|selector| selects(selector, &subject.facts.labels))
+    }
+}
+
+struct Reader<'a> {
+    resource: &'a ResourceRef,
+    defects: &'a mut Vec<Defect>,
+}
+
+impl Reader<'_> {
+    fn note(&mut self, field: &str, message: &str) {
+        self.defects.push(Defect {
+            resource: self.resource.clone(),
+            field: field.to_string(),
+            kind: DefectKind::Invalid,
+            message: message.to_string(),
+        });
+    }
+
+    fn strict(&mut self, field: &str, what: &str) {
+        self.note(field, &format!("{what}; mutual TLS is STRICT instead"));
+    }
+
+    /// `{mode: …}`. A mode that is not known asks for mutual TLS.
+    fn mode(&mut self, field: &str, value: Option<&Value>) -> Option<MtlsMode> {
+        let fields = match value {
+            None | Some(Value::Null) => return None,
+            Some(Value::Object(fields)) => fields,
+            Some(_) => {
+                self.strict(field, "it is no object");
+                return Some(MtlsMode::Strict);
+            }
+        };
+        let mut found = match fields.get("mode") {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(text)) => mode(text),
+            Some(other) => Err(format!("{other} is no mode")),
+        };
+        if let Some(name) = fields.keys().find(|name| *name != "mode") {
+            found = Err(format!("there is no field {name:?}"));
+        }
+        found.unwrap_or_else(|what| {
+            self.strict(field, &what);
+            Some(MtlsMode::Strict)
+        })
+    }
+
+    fn selector(&mut self, value: Option<&Value>, strict: &mut bool) -> Option<Labels> {
+        let selector = match value {
+            None | Some(Value::Null) => return None,
+            Some(Value::Object(selector)) => selector,
+            Some(_) => {
+                self.strict("spec.selector", "it is no object");
+                *strict = true;
+                return None;
+            }
+        };
+        for name in selector.keys().filter(|name| *name != "matchLabels") {
+            self.strict(&format!("spec.selector.{name}"), "there is no such field");
+            *strict = true;
+        }
+        let mut labels = Labels::new();
+        for (key, value) in selector.get("matchLabels").and_then(Value::as_object).into_iter().flatten() {
+            match value.as_str() {
+                Some(value) => drop(labels.insert(key.as_str().into(), value.into())),
+                None => {
+                    self.strict(&format!("spec.selector.matchLabels[{key}]"), "it is no string");
+                    *strict = true;
+                }
+            }
+        }
+        Some(labels)
+    }
+}
