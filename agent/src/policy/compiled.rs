@@ -6,8 +6,10 @@ use std::sync::Arc;
 
 use crate::model::{MtlsMode, SpiffeId};
 
-use super::matcher::{Matcher, Peer};
+use super::matcher::Matcher;
 use super::mtls::{EffectiveMtls, MtlsOrigin};
+use super::peer::Peer;
+use super::tri::Tri;
 
 /// What is known of a connection when it is judged, at the destination.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,14 +58,14 @@ impl Compiled {
         if conn.source.is_none() && mode == MtlsMode::Strict {
             return Verdict::Deny { by: None, why: Why::Strict(origin) };
         }
-        let peer = Peer::of(conn);
-        if let Some(policy) = self.deny.iter().find(|policy| policy.matches(&peer)) {
+        let peer = Peer::new(conn, None, "linkerd");
+        if let Some(policy) = self.deny.iter().find(|policy| policy.judge(&peer) != Tri::No) {
             return Verdict::Deny { by: Some(policy.name().clone()), why: Why::DenyMatched };
         }
         if self.allow.is_empty() {
             return Verdict::Allow { by: None };
         }
-        match self.allow.iter().find(|policy| policy.matches(&peer)) {
+        match self.allow.iter().find(|policy| policy.judge(&peer) == Tri::Yes) {
             Some(policy) => Verdict::Allow { by: Some(policy.name().clone()) },
             None => Verdict::Deny { by: None, why: Why::NoAllowMatched(self.allow.len()) },
         }
@@ -72,6 +74,13 @@ impl Compiled {
     /// What the answer would be if the dry-run policies were in force. None where none applies.
     pub fn dry_run(&self, conn: &Conn) -> Option<Verdict> {
         self.would.as_ref().map(|would| would.evaluate(conn))
+    }
+
+    /// Whether what is sent to this port has to be read as HTTP: some policy looks at requests.
+    pub fn needs_http(&self, port: u16) -> bool {
+        let mut policies = self.deny.iter().chain(&self.allow).chain(&self.audit);
+        policies.any(|policy| policy.looks_at_requests(port))
+            || self.would.as_ref().is_some_and(|would| would.needs_http(port))
     }
 
     /// For a pod whose own workload nobody knows, and with it which policies apply: nobody gets in.

@@ -1,28 +1,31 @@
-//! One policy's groups, rules and matches, in the form that is asked per connection.
+//! One policy's groups, rules and matches, in the form that is asked per connection and request.
 
-use std::collections::{BTreeSet, HashSet};
-use std::net::IpAddr;
+use std::borrow::Cow;
 use std::sync::Arc;
 
-use crate::model::{CidrTable, SpiffeId};
-
-use super::compiled::Conn;
-use super::rules::{Group, Match, ServiceAccount, StringMatch};
+use super::peer::{Peer, header};
+use super::resource::ResourceRef;
+use super::rules::{Action, Group, Match, Policy};
+use super::tri::Tri;
+use super::values::{Accounts, Nets, Paths, Ports, Strings, as_is};
 
 /// The compiled form of one policy.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Matcher {
+    pub(super) resource: Arc<ResourceRef>,
+    pub(super) action: Action,
     name: Arc<str>,
-    pub(super) groups: Vec<Vec<AnyOf>>,
+    pub(super) groups: Box<[AllOf]>,
 }
 
 impl Matcher {
-    pub(super) fn new(name: Arc<str>, groups: &[Group]) -> Self {
-        let groups = groups
-            .iter()
-            .map(|group| group.rules.iter().map(|rule| AnyOf::new(&rule.matches)).collect())
-            .collect();
-        Self { name, groups }
+    pub(super) fn new(policy: &Policy) -> Self {
+        Self {
+            resource: Arc::new(policy.resource()),
+            action: policy.action,
+            name: policy.key(),
+            groups: policy.groups.iter().map(AllOf::new).collect(),
+        }
     }
 
     /// `namespace/name` of the policy.
@@ -30,31 +33,43 @@ impl Matcher {
         &self.name
     }
 
-    pub(super) fn matches(&self, peer: &Peer<'_>) -> bool {
-        self.groups.iter().any(|rules| rules.iter().all(|rule| rule.holds(peer)))
+    pub(super) fn judge(&self, peer: &Peer<'_>) -> Tri {
+        Tri::any(self.groups.iter().map(|group| group.judge(peer)))
+    }
+
+    /// Whether its answer can depend on the request of a connection to this port.
+    pub(super) fn looks_at_requests(&self, port: u16) -> bool {
+        self.groups.iter().any(|group| group.looks_at_requests(port))
     }
 }
 
-/// A connection's attributes in the form in which matches compare them.
-pub(super) struct Peer<'a> {
-    identity: Option<&'a SpiffeId>,
-    /// The SPIFFE id without its scheme, as policies write principals.
-    principal: Option<String>,
-    source_ip: IpAddr,
-    destination_ip: IpAddr,
-    destination_port: u16,
+/// A group: all of its rules hold. One that cannot be evaluated never holds.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct AllOf {
+    never: bool,
+    pub(super) rules: Box<[AnyOf]>,
 }
 
-impl<'a> Peer<'a> {
-    pub(super) fn of(conn: &'a Conn) -> Self {
-        let identity = conn.source.as_ref();
-        Self {
-            identity,
-            principal: identity.map(|id| strip_scheme(&id.to_string()).to_string()),
-            source_ip: conn.source_ip,
-            destination_ip: conn.destination_ip,
-            destination_port: conn.destination_port,
-        }
+impl AllOf {
+    pub(super) fn new(group: &Group) -> Self {
+        let rules = group.rules.iter().map(|rule| AnyOf::new(&rule.matches)).collect();
+        Self { never: group.never.is_some(), rules }
+    }
+
+    pub(super) fn judge(&self, peer: &Peer<'_>) -> Tri {
+        if self.never { Tri::No } else { Tri::all(self.rules.iter().map(|rule| rule.judge(peer))) }
+    }
+
+    fn looks_at_requests(&self, port: u16) -> bool {
+        let may_hold = |rule: &AnyOf| match &rule.fields {
+            None => true,
+            Some(fields) => fields.iter().any(|fields| fields.may_hold_on(port)),
+        };
+        let looks =
+            |fields: &Fields| fields.may_hold_on(port) && fields.0.iter().any(|field| field.is_of_request());
+        !self.never
+            && self.rules.iter().all(may_hold)
+            && self.rules.iter().filter_map(|rule| rule.fields.as_ref()).flatten().any(looks)
     }
 }
 
@@ -62,146 +77,168 @@ impl<'a> Peer<'a> {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct AnyOf {
     /// None: the rule had no matches, so it always holds.
-    pub(super) fields: Option<Vec<Fields>>,
+    pub(super) fields: Option<Box<[Fields]>>,
 }
 
 impl AnyOf {
     fn new(matches: &[Match]) -> Self {
         // A match without any value never holds, so it is left out; but a rule that is made of nothing
         // else never holds either, and must not turn into a rule without matches.
-        let fields = matches.iter().map(Fields::new).filter(|fields| !fields.is_empty()).collect();
+        let fields = matches.iter().map(Fields::new).filter(|fields| !fields.0.is_empty()).collect();
         Self { fields: (!matches.is_empty()).then_some(fields) }
     }
 
-    fn holds(&self, peer: &Peer<'_>) -> bool {
+    fn judge(&self, peer: &Peer<'_>) -> Tri {
         match &self.fields {
-            None => true,
-            Some(fields) => fields.iter().any(|fields| fields.hold(peer)),
+            None => Tri::Yes,
+            Some(fields) => Tri::any(fields.iter().map(|fields| fields.judge(peer))),
         }
     }
 }
 
-/// A match: each field with a positive and a negative list.
+/// A match: all of its fields hold. Cheapest comparisons first.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Fields {
-    pub(super) namespace: Field<Strings>,
-    pub(super) principal: Field<Strings>,
-    pub(super) service_account: Field<HashSet<ServiceAccount>>,
-    pub(super) source_ip: Field<CidrTable<()>>,
-    pub(super) destination_ip: Field<CidrTable<()>>,
-    pub(super) port: Field<BTreeSet<u16>>,
-}
+pub(super) struct Fields(pub(super) Box<[Field]>);
 
 impl Fields {
     fn new(m: &Match) -> Self {
-        Self {
-            namespace: Field::new(&m.namespaces, &m.not_namespaces, Strings::new),
-            principal: Field::new(&m.principals, &m.not_principals, Strings::principals),
-            service_account: Field::new(&m.service_accounts, &m.not_service_accounts, |v| {
-                v.iter().cloned().collect()
-            }),
-            source_ip: Field::new(&m.source_ips, &m.not_source_ips, |v| v.iter().copied().collect()),
-            destination_ip: Field::new(&m.destination_ips, &m.not_destination_ips, |v| {
-                v.iter().copied().collect()
-            }),
-            port: Field::new(&m.destination_ports, &m.not_destination_ports, |v| v.iter().copied().collect()),
+        let mut fields = Vec::new();
+        let mut add = |negative, values: Option<Values>| {
+            fields.extend(values.map(|values| Field { negative, values }));
+        };
+        let same = |values: &[_]| Strings::new(values, as_is);
+        let lower = |values: &[_]| Strings::new(values, lower_case);
+        let principals = |values: &[_]| Strings::new(values, |text| Cow::Borrowed(strip_scheme(text)));
+        for (negative, values) in [(false, &m.destination_ports), (true, &m.not_destination_ports)] {
+            add(negative, some(values, |v| Values::Ports(Ports::new(v))));
         }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.namespace.is_empty()
-            && self.principal.is_empty()
-            && self.service_account.is_empty()
-            && self.source_ip.is_empty()
-            && self.destination_ip.is_empty()
-            && self.port.is_empty()
-    }
-
-    /// Cheapest comparisons first.
-    fn hold(&self, peer: &Peer<'_>) -> bool {
-        self.port.holds(|ports| ports.contains(&peer.destination_port))
-            && self.source_ip.holds(|nets| nets.contains(peer.source_ip))
-            && self.destination_ip.holds(|nets| nets.contains(peer.destination_ip))
-            && self.namespace.holds(|names| names.fit(peer.identity.map_or("", SpiffeId::namespace)))
-            && self.principal.holds(|names| peer.principal.as_ref().is_some_and(|p| names.fit(p)))
-            && self.service_account.holds(|accounts| {
-                peer.identity.is_some_and(|id| {
-                    accounts.contains(&ServiceAccount {
-                        namespace: id.namespace().into(),
-                        service_account: id.service_account().into(),
-                    })
-                })
-            })
-    }
-}
-
-/// `one_of`: none, or one value fits. `none_of`: none, or no value fits.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Field<T> {
-    pub(super) one_of: Option<T>,
-    pub(super) none_of: Option<T>,
-}
-
-impl<T> Field<T> {
-    fn new<V>(one_of: &[V], none_of: &[V], compile: impl Fn(&[V]) -> T) -> Self {
-        let list = |values: &[V]| (!values.is_empty()).then(|| compile(values));
-        Self { one_of: list(one_of), none_of: list(none_of) }
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.one_of.is_none() && self.none_of.is_none()
-    }
-
-    pub(super) fn holds(&self, fits: impl Fn(&T) -> bool) -> bool {
-        self.one_of.as_ref().is_none_or(&fits) && !self.none_of.as_ref().is_some_and(&fits)
-    }
-}
-
-/// A list of string matches; exact values, of which there may be thousands, by hash.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Strings {
-    exact: HashSet<Arc<str>>,
-    prefixes: Vec<Arc<str>>,
-    suffixes: Vec<Arc<str>>,
-    presence: bool,
-}
-
-impl Strings {
-    fn new(values: &[StringMatch]) -> Self {
-        let mut strings = Self::default();
-        for value in values {
-            match value {
-                StringMatch::Exact(s) => drop(strings.exact.insert(s.clone())),
-                StringMatch::Prefix(s) => strings.prefixes.push(s.clone()),
-                StringMatch::Suffix(s) => strings.suffixes.push(s.clone()),
-                StringMatch::Presence => strings.presence = true,
+        for (negative, values) in [(false, &m.source_ips), (true, &m.not_source_ips)] {
+            add(negative, some(values, |v| Values::SourceIps(Nets::new(v))));
+        }
+        for (negative, values) in [(false, &m.remote_ips), (true, &m.not_remote_ips)] {
+            add(negative, some(values, |v| Values::RemoteIps(Nets::new(v))));
+        }
+        for (negative, values) in [(false, &m.destination_ips), (true, &m.not_destination_ips)] {
+            add(negative, some(values, |v| Values::DestinationIps(Nets::new(v))));
+        }
+        for (negative, values) in [(false, &m.trust_domains), (true, &m.not_trust_domains)] {
+            add(negative, some(values, |v| Values::TrustDomains(same(v))));
+        }
+        for (negative, values) in [(false, &m.namespaces), (true, &m.not_namespaces)] {
+            add(negative, some(values, |v| Values::Namespaces(same(v))));
+        }
+        for (negative, values) in [(false, &m.service_accounts), (true, &m.not_service_accounts)] {
+            add(negative, some(values, |v| Values::Accounts(Accounts::new(v))));
+        }
+        for (negative, values) in [(false, &m.principals), (true, &m.not_principals)] {
+            add(negative, some(values, |v| Values::Principals(principals(v))));
+        }
+        add(false, some(&m.linkerd_identities, |v| Values::LinkerdIdentities(same(v))));
+        for (negative, values) in [(false, &m.snis), (true, &m.not_snis)] {
+            add(negative, some(values, |v| Values::Snis(same(v))));
+        }
+        for (negative, values) in [(false, &m.methods), (true, &m.not_methods)] {
+            add(negative, some(values, |v| Values::Methods(same(v))));
+        }
+        for (negative, values) in [(false, &m.hosts), (true, &m.not_hosts)] {
+            add(negative, some(values, |v| Values::Hosts(lower(v))));
+        }
+        for (negative, values) in [(false, &m.paths), (true, &m.not_paths)] {
+            add(negative, some(values, |v| Values::Paths(Paths::new(v))));
+        }
+        for header in &m.headers {
+            for (negative, values) in [(false, &header.one_of), (true, &header.none_of)] {
+                add(negative, some(values, |v| Values::Header(header.name.clone(), same(v))));
             }
         }
-        strings
+        Self(fields.into())
     }
 
-    fn principals(values: &[StringMatch]) -> Self {
-        let strip = |s: &Arc<str>| Arc::from(strip_scheme(s));
-        let values: Vec<_> = values
-            .iter()
-            .map(|value| match value {
-                StringMatch::Exact(s) => StringMatch::Exact(strip(s)),
-                StringMatch::Prefix(s) => StringMatch::Prefix(strip(s)),
-                StringMatch::Suffix(s) => StringMatch::Suffix(strip(s)),
-                StringMatch::Presence => StringMatch::Presence,
-            })
-            .collect();
-        Self::new(&values)
+    pub(super) fn judge(&self, peer: &Peer<'_>) -> Tri {
+        Tri::all(self.0.iter().map(|field| field.judge(peer)))
     }
 
-    pub(super) fn fit(&self, value: &str) -> bool {
-        (self.presence && !value.is_empty())
-            || self.exact.contains(value)
-            || self.prefixes.iter().any(|prefix| value.starts_with(&**prefix))
-            || self.suffixes.iter().any(|suffix| value.ends_with(&**suffix))
+    fn may_hold_on(&self, port: u16) -> bool {
+        self.0.iter().all(|field| match &field.values {
+            Values::Ports(ports) => ports.contain(port) != field.negative,
+            _ => true,
+        })
     }
 }
 
-fn strip_scheme(principal: &str) -> &str {
+fn some<V>(values: &[V], compile: impl Fn(&[V]) -> Values) -> Option<Values> {
+    (!values.is_empty()).then(|| compile(values))
+}
+
+/// One of the values fits; negative: none does.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Field {
+    negative: bool,
+    pub(super) values: Values,
+}
+
+impl Field {
+    fn judge(&self, peer: &Peer<'_>) -> Tri {
+        Tri::of(self.values.fit(peer).map(|fit| fit != self.negative))
+    }
+
+    pub(super) fn is_of_request(&self) -> bool {
+        matches!(self.values, Values::Hosts(_) | Values::Methods(_) | Values::Paths(_) | Values::Header(..))
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Values {
+    Ports(Ports),
+    SourceIps(Nets),
+    RemoteIps(Nets),
+    DestinationIps(Nets),
+    TrustDomains(Strings),
+    Namespaces(Strings),
+    Accounts(Accounts),
+    Principals(Strings),
+    LinkerdIdentities(Strings),
+    Snis(Strings),
+    Methods(Strings),
+    /// In lower case.
+    Hosts(Strings),
+    Paths(Paths),
+    Header(Arc<str>, Strings),
+}
+
+impl Values {
+    /// None: what they are compared with is not known.
+    fn fit(&self, peer: &Peer<'_>) -> Option<bool> {
+        Some(match self {
+            Self::Ports(ports) => peer.port.is_some_and(|port| ports.contain(port)),
+            // As long as no proxy in front is trusted to say where a client was before it.
+            Self::SourceIps(nets) | Self::RemoteIps(nets) => nets.contain(peer.source_ip?),
+            Self::DestinationIps(nets) => nets.contain(peer.destination_ip?),
+            Self::TrustDomains(names) => names.fit(peer.trust_domain().as_bytes()),
+            Self::Namespaces(names) => names.fit(peer.namespace().as_bytes()),
+            Self::Accounts(accounts) => {
+                peer.identity.is_some_and(|id| accounts.contain(id.namespace(), id.service_account()))
+            }
+            Self::Principals(names) => peer.principal().is_some_and(|name| names.fit(name.as_bytes())),
+            Self::LinkerdIdentities(names) => {
+                peer.linkerd_identity().is_some_and(|name| names.fit(name.as_bytes()))
+            }
+            Self::Snis(names) => names.fit(peer.sni?.as_bytes()),
+            Self::Methods(names) => names.fit(peer.request?.method.as_bytes()),
+            Self::Hosts(names) => names.fit(peer.host()?.as_bytes()),
+            Self::Paths(paths) => paths.fit(peer.request?.path),
+            Self::Header(name, values) => header(peer.request?, name).is_some_and(|value| values.fit(&value)),
+        })
+    }
+}
+
+fn lower_case(text: &str) -> Cow<'_, str> {
+    match text.bytes().any(|b| b.is_ascii_uppercase()) {
+        true => Cow::Owned(text.to_ascii_lowercase()),
+        false => Cow::Borrowed(text),
+    }
+}
+
+pub(super) fn strip_scheme(principal: &str) -> &str {
     principal.strip_prefix("spiffe://").unwrap_or(principal)
 }

@@ -14,6 +14,7 @@ pub mod istio;
 mod matcher;
 mod mtls;
 mod object;
+mod peer;
 mod plan;
 mod request;
 mod resource;
@@ -21,6 +22,8 @@ mod rules;
 mod set;
 mod settings;
 mod template;
+mod tri;
+mod values;
 
 pub use compiled::{Compiled, Conn, Verdict, Why};
 pub use mtls::{EffectiveMtls, MtlsDefaults, MtlsOrigin};

@@ -26,7 +26,7 @@ impl PolicySet {
         let mut set = Self { mtls, ..Self::default() };
         for policy in policies {
             let key = policy.key();
-            let matcher = Arc::new(Matcher::new(key.clone(), &policy.groups));
+            let matcher = Arc::new(Matcher::new(&policy));
             set.by_key.insert(key, Arc::new(Entry { policy: Arc::new(policy), matcher }));
         }
         let mut entries: Vec<_> = set.by_key.values().cloned().collect();
