@@ -276,7 +276,7 @@ fn istio_issuer(config: &Config) -> anyhow::Result<IstioIssuer> {
 fn controller_issuer(config: &Config) -> anyhow::Result<ControllerIssuer> {
     let controller = config.certificates.controller.clone();
     let client = controller.client_certificate.zip(controller.client_key);
-    let issuer = ControllerIssuer::new(IstioConfig {
+    let asked = IstioConfig {
         name: "controller",
         address: controller.address,
         root_certificate: controller.root_certificate,
@@ -290,8 +290,9 @@ fn controller_issuer(config: &Config) -> anyhow::Result<ControllerIssuer> {
         lifetime: controller.lifetime,
         deadline: issuer_deadline(config),
         caller: caller(config),
-    });
-    issuer.map_err(|why| anyhow::anyhow!("certificates.controller: {why}"))
+    };
+    ControllerIssuer::new(asked, controller.state)
+        .map_err(|why| anyhow::anyhow!("certificates.controller: {why}"))
 }
 
 /// A little less than the manager's, so that the error is the issuer's, which says more.

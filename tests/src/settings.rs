@@ -75,6 +75,7 @@ impl Settings {
             let _ = writeln!(t, "    address: https://{controller}\n    lifetime: {lifetime}s");
             let _ = writeln!(t, "    alternativeHostName: {NAME}");
             let _ = writeln!(t, "    rootCertificate: {dir}/{node}.papers/root-cert.pem");
+            let _ = writeln!(t, "    state: {dir}/{node}.papers/controller-roots.json");
             let _ = writeln!(t, "    clientCertificate: {dir}/{node}.papers/node.pem");
             let _ = writeln!(t, "    clientKey: {dir}/{node}.papers/node.key");
         } else {

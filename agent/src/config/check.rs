@@ -33,6 +33,7 @@ impl Check {
             ("certificates.embedded.rootCertificate", &embedded.root_certificate),
             ("certificates.embedded.rootKey", &embedded.root_key),
             ("certificates.controller.rootCertificate", &controller.root_certificate),
+            ("certificates.controller.state", &controller.state),
             (
                 "certificates.controller.clientCertificate",
                 controller.client_certificate.as_ref().unwrap_or(&unset),

@@ -210,9 +210,12 @@ pub struct Controller {
     pub trust_domain: TrustDomain,
     /// Where it listens: https://host:port.
     pub address: String,
-    /// PEM file of the roots that its server certificate is judged by, beside those that it brought since
-    /// the agent started. Read for each request, so it may be replaced.
+    /// PEM file of the roots that its server certificate is judged by until it has brought some itself, and
+    /// again when the file is replaced. Read for each request.
     pub root_certificate: PathBuf,
+    /// Where the agent keeps the roots that it brought, by which it is known after a restart. Each agent of a
+    /// machine needs a file of its own.
+    pub state: PathBuf,
     /// Another name that its server certificate may be for, instead of the address's.
     pub alternative_host_name: Option<String>,
     /// PEM file of the node's own certificate, as `underpass ca node` makes it. Read for each request, so
@@ -237,6 +240,7 @@ impl Default for Controller {
             trust_domain: TrustDomain::default(),
             address: "https://underpass-controller.underpass-system.svc:15012".into(),
             root_certificate: "/etc/underpass/root-cert.pem".into(),
+            state: "/var/lib/underpass/controller-roots.json".into(),
             alternative_host_name: None,
             client_certificate: None,
             client_key: None,

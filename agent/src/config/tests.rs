@@ -128,6 +128,7 @@ fn what_is_wrong_is_named_with_its_place() {
             "certificates: {controller: {address: 'http://c:15012'}}",
             "1:38: certificates.controller.address: must be written",
         ),
+        ("certificates: {controller: {state: ''}}", "1:36: certificates.controller.state: must not be empty"),
         (
             "certificates: {controller: {tokenFile: ''}}",
             "1:40: certificates.controller.tokenFile: must not be empty",

@@ -10,8 +10,8 @@ use underpass_proto::underpass::v1::trust_service_client::TrustServiceClient;
 use underpass_proto::underpass::v1::{AgentReport, TrustUpdate};
 
 use super::update::{self, Update};
-use super::{ControllerIssuer, ReportSource, report};
-use crate::certs::istio::channel::Unfinished;
+use super::{ControllerIssuer, ReportSource, report, state};
+use crate::certs::istio::channel::{Followed, Unfinished};
 use crate::certs::istio::{answer, failure, request};
 use crate::certs::{Nudge, renewal};
 
@@ -21,6 +21,8 @@ const LOOK: Duration = Duration::from_secs(1);
 const LOOK_SOON: Duration = Duration::from_millis(50);
 /// At least so long between two updates that are acted on, whatever the controller sends.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How long after roots could not be kept it is tried again.
+const KEEP_AGAIN: Duration = Duration::from_secs(1);
 /// How long after their time certificates of another authority may be there before they are asked for again.
 const LATE: Duration = Duration::from_secs(60);
 
@@ -31,20 +33,41 @@ pub(super) struct Follower<'a> {
     taken: Option<Update>,
     /// The newest whose roots every handshake is judged by.
     in_force: String,
+    /// What is on the disk.
+    kept: Option<Followed>,
+    /// When keeping what is followed now is tried again, after it failed.
+    keep_again: Option<Instant>,
     /// When certificates of other authorities should all be gone.
     renewed_by: Option<Instant>,
 }
 
 impl<'a> Follower<'a> {
     pub(super) fn new(issuer: &'a ControllerIssuer, source: &'a dyn ReportSource) -> Self {
-        Self { issuer, source, taken: None, in_force: String::new(), renewed_by: None }
+        let kept = issuer.followed.borrow().clone();
+        Self {
+            issuer,
+            source,
+            taken: None,
+            in_force: String::new(),
+            kept,
+            keep_again: None,
+            renewed_by: None,
+        }
     }
 
     pub(super) async fn run(&mut self) {
         let mut failures = 0_u32;
         loop {
             let (why, heard) = match self.open().await {
-                Ok((updates, first, reports)) => (self.stay(updates, first, &reports).await, true),
+                Ok(opened) => match self.stay(opened).await {
+                    Ended::Lost(why) => (why, true),
+                    Ended::Doubted => {
+                        tracing::info!(
+                            "rootCertificate was replaced: the controller has to prove itself by it"
+                        );
+                        continue;
+                    }
+                },
                 Err(why) => (why, false),
             };
             // Whoever accepts and ends the stream at once must not be asked in a tight loop.
@@ -63,7 +86,8 @@ impl<'a> Follower<'a> {
     /// Until the first update is there.
     async fn open(&mut self) -> Result<Opened, String> {
         let config = self.issuer.asked.config();
-        let (channel, unfinished) = self.issuer.asked.channels().get().await.map_err(|e| e.to_string())?;
+        let (channel, unfinished, known) =
+            self.issuer.asked.channels().get().await.map_err(|e| e.to_string())?;
         let mut client = TrustServiceClient::new(channel).max_decoding_message_size(answer::MOST_BYTES);
         let reports = watch::Sender::new(self.report());
         let mut request = Request::new(newest(reports.subscribe()));
@@ -76,7 +100,7 @@ impl<'a> Follower<'a> {
         match tokio::time::timeout(config.deadline, opened).await {
             Ok(Ok((updates, Some(first)))) => {
                 unfinished.finished();
-                Ok((updates, first, reports))
+                Ok(Opened { updates, first, reports, file: known.file })
             }
             Ok(Ok((_, None))) => Err(self.told("the stream ended before the first update")),
             Ok(Err(status)) => Err(self.ended(&status, Some(unfinished))),
@@ -85,25 +109,27 @@ impl<'a> Follower<'a> {
     }
 
     /// Until the stream ends; says why it did.
-    async fn stay(
-        &mut self,
-        mut updates: Streaming<TrustUpdate>,
-        first: TrustUpdate,
-        reports: &watch::Sender<AgentReport>,
-    ) -> String {
-        self.take(first);
+    async fn stay(&mut self, opened: Opened) -> Ended {
+        let Opened { mut updates, first, reports, file } = opened;
+        self.take(first, file);
         loop {
+            self.keep().await;
             let pending = self.taken.as_ref().is_some_and(|taken| taken.version != self.in_force);
             tokio::select! {
                 update = updates.message() => match update {
                     Ok(Some(update)) => {
-                        self.take(update);
+                        self.take(update, file);
+                        self.keep().await;
                         tokio::time::sleep(PAUSE).await;
                     }
-                    Ok(None) => return self.told("the stream was ended by the controller"),
-                    Err(status) => return self.ended(&status, None),
+                    Ok(None) => return Ended::Lost(self.told("the stream was ended by the controller")),
+                    Err(status) => return Ended::Lost(self.ended(&status, None)),
                 },
                 () = tokio::time::sleep(if pending { LOOK_SOON } else { LOOK }) => {}
+            }
+            // Else an impostor whom the operator has just ruled out would go on being believed.
+            if self.issuer.asked.channels().known().await.is_ok_and(|known| known.file != file) {
+                return Ended::Doubted;
             }
             let report = self.report();
             self.ask_again(&report);
@@ -115,7 +141,8 @@ impl<'a> Follower<'a> {
         }
     }
 
-    fn take(&mut self, update: TrustUpdate) {
+    /// `file`: SHA-256 of the root file that counted when the controller proved itself.
+    fn take(&mut self, update: TrustUpdate, file: [u8; 32]) {
         let domain = &self.issuer.asked.config().trust_domain;
         let (update, others) = match update::read(update, domain, SystemTime::now()) {
             Ok(read) => read,
@@ -127,6 +154,7 @@ impl<'a> Follower<'a> {
                 return;
             }
         };
+        self.issuer.followed.send_replace(Some(Followed { roots: update.roots.clone(), file }));
         if self.taken.as_ref() == Some(&update) {
             return;
         }
@@ -153,6 +181,33 @@ impl<'a> Follower<'a> {
         }
     }
 
+    /// Writes down what the controller is to be known by after a restart. Until that is done nothing is
+    /// acknowledged: the rotation goes on then, and a restarted agent would not find the controller.
+    async fn keep(&mut self) {
+        if self.is_kept() || self.keep_again.is_some_and(|at| Instant::now() < at) {
+            return;
+        }
+        let Some(followed) = self.issuer.followed.borrow().clone() else { return };
+        let (path, domain) = (self.issuer.state.clone(), self.issuer.asked.config().trust_domain.clone());
+        let saved =
+            tokio::task::spawn_blocking(move || state::save(&path, &domain, &followed).map(|()| followed));
+        match saved.await {
+            Ok(Ok(followed)) => (self.kept, self.keep_again) = (Some(followed), None),
+            Ok(Err(error)) => {
+                if self.keep_again.is_none() {
+                    tracing::error!(%error, "the controller's roots cannot be kept for a restart, and are not \
+                        acknowledged before: make room in the folder of certificates.controller.state");
+                }
+                self.keep_again = Some(Instant::now() + KEEP_AGAIN);
+            }
+            Err(panicked) => tracing::error!("keeping the controller's roots failed: {panicked}"),
+        }
+    }
+
+    fn is_kept(&self) -> bool {
+        self.kept == *self.issuer.followed.borrow()
+    }
+
     fn nudge(&mut self) {
         self.renewed_by = None;
         let Some(Update { authority, renew_within: Some(within), .. }) = &self.taken else { return };
@@ -174,6 +229,7 @@ impl<'a> Follower<'a> {
     fn report(&mut self) -> AgentReport {
         if let Some(taken) = &self.taken
             && taken.version != self.in_force
+            && self.is_kept()
             && self.source.in_force(&taken.roots)
         {
             self.in_force.clone_from(&taken.version);
@@ -198,7 +254,19 @@ impl<'a> Follower<'a> {
     }
 }
 
-type Opened = (Streaming<TrustUpdate>, TrustUpdate, watch::Sender<AgentReport>);
+struct Opened {
+    updates: Streaming<TrustUpdate>,
+    first: TrustUpdate,
+    reports: watch::Sender<AgentReport>,
+    /// SHA-256 of the root file that counted.
+    file: [u8; 32],
+}
+
+enum Ended {
+    Lost(String),
+    /// The operator has said anew who the controller is.
+    Doubted,
+}
 
 /// The newest report whenever there is one: a controller that is slow to read misses those between.
 fn newest(mut reports: watch::Receiver<AgentReport>) -> impl Stream<Item = AgentReport> {
@@ -237,34 +305,40 @@ mod tests {
     /// A replica that lagged behind may have signed one after the first nudge was obeyed.
     #[tokio::test(start_paused = true)]
     async fn certificates_of_another_authority_that_stay_are_asked_for_again_after_their_time() {
-        let issuer = ControllerIssuer::new(crate::certs::IstioConfig {
-            name: "controller",
-            address: "https://127.0.0.1:1".into(),
-            root_certificate: "/nowhere".into(),
-            alternative_host_name: None,
-            client: None,
-            token_file: Some("/nowhere".into()),
-            cluster_id: String::new(),
-            cert_signer: None,
-            headers: Default::default(),
-            trust_domain: "mesh.test".parse().unwrap(),
-            lifetime: LATE,
-            deadline: LATE,
-            caller: Default::default(),
-        })
+        let issuer = ControllerIssuer::new(
+            crate::certs::IstioConfig {
+                name: "controller",
+                address: "https://127.0.0.1:1".into(),
+                root_certificate: "/nowhere".into(),
+                alternative_host_name: None,
+                client: None,
+                token_file: Some("/nowhere".into()),
+                cluster_id: String::new(),
+                cert_signer: None,
+                headers: Default::default(),
+                trust_domain: "mesh.test".parse().unwrap(),
+                lifetime: LATE,
+                deadline: LATE,
+                caller: Default::default(),
+            },
+            "/nowhere/state".into(),
+        )
         .unwrap();
         let mut nudges = issuer.nudges().unwrap();
         let mut follower = Follower::new(&issuer, &Nothing);
         let root = Authority::root();
-        follower.take(TrustUpdate {
-            version: "one".into(),
-            bundles: vec![Bundle {
-                trust_domain: "mesh.test".into(),
-                roots: vec![root.certificate.to_vec()],
-            }],
-            authority: vec![1],
-            renew_within_seconds: 300,
-        });
+        follower.take(
+            TrustUpdate {
+                version: "one".into(),
+                bundles: vec![Bundle {
+                    trust_domain: "mesh.test".into(),
+                    roots: vec![root.certificate.to_vec()],
+                }],
+                authority: vec![1],
+                renew_within_seconds: 300,
+            },
+            [0; 32],
+        );
         assert!(nudges.try_recv().is_ok());
         let held = |authority| AgentReport {
             certificates: vec![HeldCertificate { authority: vec![authority], ..Default::default() }],

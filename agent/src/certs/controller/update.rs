@@ -10,7 +10,7 @@ use crate::model::spiffe::shorten;
 use crate::tls::TrustBundles;
 
 /// Longer than any rotation keeps side by side.
-const MOST_ROOTS: usize = 64;
+pub(super) const MOST_ROOTS: usize = 64;
 const MOST_VERSION: usize = 128;
 /// RFC 5280 4.2.1.2: a key identifier is a hash, or as the authority likes; ours are 20 bytes.
 const MOST_AUTHORITY: usize = 64;
@@ -61,7 +61,7 @@ pub(super) fn read(
     Ok((update, others.into_iter().map(|bundle| shorten(&bundle.trust_domain)).collect()))
 }
 
-fn is_over(root: &CertificateDer<'_>, now: SystemTime) -> bool {
+pub(super) fn is_over(root: &CertificateDer<'_>, now: SystemTime) -> bool {
     let Ok((_, parsed)) = x509_parser::parse_x509_certificate(root) else { return true };
     let not_after = u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or(0);
     UNIX_EPOCH + Duration::from_secs(not_after) < now

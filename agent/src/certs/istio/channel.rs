@@ -1,6 +1,7 @@
 //! The connection to the authority: one at a time, made anew when the roots change or a call on it fails.
 
 use std::future::Future;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -30,7 +31,7 @@ use super::{ClientFiles, IstioConfig};
 use crate::certs::CertError;
 use crate::model::TrustDomain;
 use crate::sys::watch::Watch;
-use crate::tls::{TrustBundles, provider};
+use crate::tls::{TrustBundles, provider, sha256};
 
 /// TCP and TLS together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -39,8 +40,21 @@ const POLL: Duration = Duration::from_secs(30);
 /// How long after a change they have to be quiet: one may be half written, or one of two.
 const QUIET: Duration = Duration::from_millis(100);
 
-/// Roots that an authority brings itself, once it did.
-pub(in crate::certs) type Followed = watch::Receiver<Option<TrustBundles>>;
+/// Roots that an authority brought itself: they take the place of the file, which is for the first contact.
+#[derive(Clone, Debug, PartialEq)]
+pub(in crate::certs) struct Followed {
+    pub(in crate::certs) roots: TrustBundles,
+    /// SHA-256 of the file as it was then. Another file is the operator's word, and newer.
+    pub(in crate::certs) file: [u8; 32],
+}
+
+/// What an authority is judged by.
+#[derive(Clone, Debug, PartialEq)]
+pub(in crate::certs) struct Known {
+    roots: Vec<CertificateDer<'static>>,
+    /// SHA-256 of the file that counts, or that counted when the roots came.
+    pub(in crate::certs) file: [u8; 32],
+}
 
 pub(in crate::certs) struct Channels {
     endpoint: Endpoint,
@@ -48,9 +62,11 @@ pub(in crate::certs) struct Channels {
     alternative: Option<ServerName<'static>>,
     roots: PathBuf,
     client: Option<ClientFiles>,
-    followed: Option<Followed>,
+    followed: Option<watch::Receiver<Option<Followed>>>,
     domain: TrustDomain,
     current: Current,
+    /// A file that is not used in place of roots that were brought, so that it is said once.
+    unusable: Mutex<Option<[u8; 32]>>,
 }
 
 type Current = Arc<Mutex<Option<Open>>>;
@@ -64,8 +80,7 @@ struct Open {
 /// What a connection is made with, as it was read. When any of it changes, another one is made.
 #[derive(PartialEq)]
 struct Parts {
-    roots: Vec<u8>,
-    followed: Vec<CertificateDer<'static>>,
+    known: Known,
     /// Certificate and key.
     client: Option<(Vec<u8>, Zeroizing<Vec<u8>>)>,
 }
@@ -89,7 +104,10 @@ impl Drop for FollowedFiles {
 }
 
 impl Channels {
-    pub(in crate::certs) fn new(config: &IstioConfig, followed: Option<Followed>) -> Result<Self, String> {
+    pub(in crate::certs) fn new(
+        config: &IstioConfig,
+        followed: Option<watch::Receiver<Option<Followed>>>,
+    ) -> Result<Self, String> {
         let (uri, name) = parse_address(&config.address)?;
         let endpoint = Endpoint::from(uri)
             .connect_timeout(CONNECT_TIMEOUT)
@@ -105,11 +123,13 @@ impl Channels {
             followed,
             domain: config.trust_domain.clone(),
             current: Current::default(),
+            unusable: Mutex::default(),
         })
     }
 
-    /// The channel for the next call. It connects when it is used, and again when the connection ends.
-    pub(in crate::certs) async fn get(&self) -> Result<(Channel, Unfinished), CertError> {
+    /// The channel for the next call, and what the authority is judged by on it. It connects when it is used,
+    /// and again when the connection ends.
+    pub(in crate::certs) async fn get(&self) -> Result<(Channel, Unfinished, Known), CertError> {
         let parts = self.read().await?;
         let mut current = lock(&self.current);
         if current.as_ref().is_none_or(|open| open.parts != parts) {
@@ -119,7 +139,7 @@ impl Channels {
         }
         let open = current.as_ref().ok_or_else(|| CertError::Issuer("no channel".into()))?;
         let unfinished = Unfinished { current: Some(self.current.clone()), number: open.number };
-        Ok((open.channel.clone(), unfinished))
+        Ok((open.channel.clone(), unfinished, open.parts.known.clone()))
     }
 
     /// For ever: makes another channel as soon as the files say so. Otherwise a connection to a server whose
@@ -141,20 +161,7 @@ impl Channels {
     }
 
     async fn read(&self) -> Result<Parts, CertError> {
-        let followed: Vec<CertificateDer<'static>> = match &self.followed {
-            Some(followed) => followed
-                .borrow()
-                .iter()
-                .flat_map(|b| b.roots(&self.domain).cloned().collect::<Vec<_>>())
-                .collect(),
-            None => Vec::new(),
-        };
-        let roots = match tokio::fs::read(&self.roots).await {
-            Ok(roots) => roots,
-            // Those that the authority brought are enough.
-            Err(_) if !followed.is_empty() => Vec::new(),
-            Err(e) => return Err(self.unusable(e)),
-        };
+        let known = self.known().await?;
         let client = match &self.client {
             Some(ClientFiles { certificate, key }) => {
                 let read =
@@ -163,17 +170,59 @@ impl Channels {
             }
             None => None,
         };
-        Ok(Parts { roots, followed, client })
+        Ok(Parts { known, client })
+    }
+
+    /// What the authority is judged by on the next connection.
+    pub(in crate::certs) async fn known(&self) -> Result<Known, CertError> {
+        self.choose(tokio::fs::read(&self.roots).await)
+    }
+
+    /// The same, of a file that was read.
+    pub(in crate::certs) fn choose(&self, file: io::Result<impl AsRef<[u8]>>) -> Result<Known, CertError> {
+        let followed = self.followed.as_ref().and_then(|followed| followed.borrow().clone());
+        let brought =
+            |f: Followed| Known { roots: f.roots.roots(&self.domain).cloned().collect(), file: f.file };
+        let bytes = match (file, followed) {
+            (Err(_), Some(followed)) => return Ok(brought(followed)),
+            (Err(e), None) => return Err(self.unusable(e)),
+            (Ok(bytes), None) => bytes,
+            (Ok(bytes), Some(followed)) => {
+                let digest = sha256(bytes.as_ref());
+                if digest == followed.file {
+                    return Ok(brought(followed));
+                }
+                // One that is half copied must not cost the node its controller.
+                if let Err(error) = self.parse(bytes.as_ref()).and_then(|known| self.store(&known)) {
+                    if lock(&self.unusable).replace(digest) != Some(digest) {
+                        tracing::warn!(%error, "the roots that the controller brought stay in use");
+                    }
+                    return Ok(brought(followed));
+                }
+                bytes
+            }
+        };
+        self.parse(bytes.as_ref())
+    }
+
+    fn parse(&self, file: &[u8]) -> Result<Known, CertError> {
+        let roots = CertificateDer::pem_slice_iter(file).collect::<Result<_, _>>();
+        Ok(Known { roots: roots.map_err(|e| self.unusable(e))?, file: sha256(file) })
+    }
+
+    fn store(&self, known: &Known) -> Result<RootCertStore, CertError> {
+        let mut store = RootCertStore::empty();
+        for root in &known.roots {
+            store.add(root.clone()).map_err(|e| self.unusable(e))?;
+        }
+        if store.is_empty() {
+            return Err(self.unusable("no CERTIFICATE section"));
+        }
+        Ok(store)
     }
 
     fn connector(&self, parts: &Parts) -> Result<Connector, CertError> {
-        let mut store = RootCertStore::empty();
-        for root in &parts.followed {
-            store.add(root.clone()).map_err(|e| self.unusable(e))?;
-        }
-        for root in CertificateDer::pem_slice_iter(&parts.roots) {
-            store.add(root.map_err(|e| self.unusable(e))?).map_err(|e| self.unusable(e))?;
-        }
+        let store = self.store(&parts.known)?;
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(store), provider())
             .build()
             .map_err(|e| self.unusable(e))?;
@@ -240,9 +289,9 @@ impl Drop for Unfinished {
     }
 }
 
-fn lock(current: &Mutex<Option<Open>>) -> MutexGuard<'_, Option<Open>> {
+fn lock<T>(value: &Mutex<T>) -> MutexGuard<'_, T> {
     // It is replaced as a whole, so a panic elsewhere leaves it usable.
-    current.lock().unwrap_or_else(PoisonError::into_inner)
+    value.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn tcp() -> HttpConnector {

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use tokio::sync::watch;
 use underpass_proto::istio::v1::auth::istio_certificate_service_client::IstioCertificateServiceClient;
 
 pub use channel::{check_address, check_host_name};
@@ -85,7 +86,10 @@ impl IstioIssuer {
     }
 
     /// As [`Self::new`], of an authority that brings its roots itself.
-    pub(super) fn following(config: IstioConfig, followed: Option<Followed>) -> Result<Self, String> {
+    pub(super) fn following(
+        config: IstioConfig,
+        followed: Option<watch::Receiver<Option<Followed>>>,
+    ) -> Result<Self, String> {
         let channels = Arc::new(Channels::new(&config, followed)?);
         Ok(Self { config, _files: FollowedFiles::of(&channels), channels })
     }
@@ -101,7 +105,7 @@ impl IstioIssuer {
     async fn call(&self, identity: &SpiffeId) -> Result<Issued, CertError> {
         let key = SecretKey::generate().map_err(|e| CertError::Issuer(e.to_string()))?;
         let request = request::make(&self.config, &key, identity).await?;
-        let (channel, unfinished) = self.channels.get().await?;
+        let (channel, unfinished, _) = self.channels.get().await?;
         let mut client =
             IstioCertificateServiceClient::new(channel).max_decoding_message_size(answer::MOST_BYTES);
         let called = tokio::time::timeout(self.config.deadline, client.create_certificate(request)).await;

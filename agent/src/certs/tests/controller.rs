@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -29,7 +30,7 @@ async fn the_node_s_own_certificate_proves_it() {
     let place = Place::new();
     let server = place.server().await;
     let config = IstioConfig { token_file: None, cluster_id: String::new(), ..place.config(server.address) };
-    let issuer = ControllerIssuer::new(config).unwrap();
+    let issuer = ControllerIssuer::new(config, place.state()).unwrap();
     issuer.issue(&id(CART)).await.unwrap();
     issuer.issue(&id(CART)).await.unwrap();
     assert_eq!(server.connections(), 1);
@@ -58,7 +59,7 @@ fn a_node_without_papers_is_told_at_once() {
     let place = Place::new();
     let bare =
         IstioConfig { token_file: None, client: None, ..place.config((Ipv4Addr::LOCALHOST, 1).into()) };
-    let error = ControllerIssuer::new(bare).unwrap_err();
+    let error = ControllerIssuer::new(bare, place.state()).unwrap_err();
     assert!(error.contains("clientCertificate") && error.contains("tokenFile"), "{error}");
 }
 
@@ -102,8 +103,7 @@ async fn a_new_authority_has_certificates_of_the_others_renewed_once() {
     let place = Place::new();
     let mut server = place.server().await;
     let mut follower = place.follow(server.address);
-    let root = Authority::root();
-    let mut wanted = update("one", &[("mesh.test", &root)]);
+    let mut wanted = update("one", &[("mesh.test", &place.root)]);
     wanted.authority = vec![1; 20];
     let session = server.session().await;
     session.send(wanted.clone());
@@ -190,7 +190,7 @@ async fn an_oversized_update_costs_the_stream_and_not_the_roots() {
     let mut follower = place.follow(server.address);
     let root = Authority::root();
     let session = server.session().await;
-    session.send(update("one", &[("mesh.test", &root)]));
+    session.send(update("one", &[("mesh.test", &place.root), ("mesh.test", &root)]));
     follower.next_roots().await;
     session.send(update(&"x".repeat(2 << 20), &[("mesh.test", &Authority::root())]));
     let session = server.session().await;
@@ -252,6 +252,107 @@ async fn the_server_may_rest_on_a_root_that_the_stream_brought() {
     assert!(stranger.asked.lock().unwrap().is_empty());
 }
 
+/// In the middle of a rotation, with the file of before.
+#[tokio::test]
+async fn a_restarted_agent_knows_the_controller_by_what_it_brought_and_by_nothing_else() {
+    let place = Place::new();
+    let mut server = place.server().await;
+    let follower = place.follow(server.address);
+    follower.source.in_force.store(true, Ordering::SeqCst);
+    let next = Authority::root();
+    let mut session = server.session().await;
+    session.send(update("both", &[("mesh.test", &place.root), ("mesh.test", &next)]));
+    while session.report().await.unwrap().version != "both" {}
+    let address = server.address;
+    drop((follower, session));
+    server.stop().await;
+
+    let mut server = place.server_at(address, &next).await;
+    let follower = place.follow(address);
+    follower.source.in_force.store(true, Ordering::SeqCst);
+    let both = bundles(&[("mesh.test", &place.root), ("mesh.test", &next)]);
+    assert_eq!(*follower.roots.borrow(), Some(both), "peers are judged by them from the beginning");
+    let mut session = server.session().await;
+    assert_eq!(session.report().await.unwrap().version, "", "what has not been heard is not acknowledged");
+    session.send(update("new", &[("mesh.test", &next)]));
+    while session.report().await.unwrap().version != "new" {}
+    drop((follower, session));
+    server.stop().await;
+
+    let thief = place.server_at(address, &place.root).await;
+    let follower = place.follow(address);
+    let error = follower.issuer.issue(&id(CART)).await.unwrap_err().to_string();
+    assert!(error.contains("invalid peer certificate"), "{error}");
+    assert!(thief.asked.lock().unwrap().is_empty());
+}
+
+/// The operator's way to a node that was away for a whole rotation, or that a thief had.
+#[tokio::test]
+async fn a_root_file_that_is_replaced_counts_again_also_for_the_stream_that_is_open() {
+    let place = Place::new();
+    let mut server = place.server().await;
+    let mut follower = place.follow(server.address);
+    follower.source.in_force.store(true, Ordering::SeqCst);
+    let (theirs, right) = (Authority::root(), Authority::root());
+    let mut session = server.session().await;
+    session.send(update("theirs", &[("mesh.test", &place.root), ("mesh.test", &theirs)]));
+    while session.report().await.unwrap().version != "theirs" {}
+    follower.next_roots().await;
+
+    // Half a file is nobody's word.
+    place.write("root-cert.pem", &right.pem[..right.pem.len() / 2]);
+    follower.issuer.issue(&id(CART)).await.unwrap();
+    place.write("root-cert.pem", &right.pem);
+    while session.report().await.is_some() {}
+    let address = server.address;
+    follower.issuer.issue(&id(CART)).await.unwrap_err();
+    server.stop().await;
+    let mut server = place.server_at(address, &right).await;
+    let mut session = server.session().await;
+    session.send(update("right", &[("mesh.test", &right)]));
+    while session.report().await.unwrap().version != "right" {}
+    assert_eq!(follower.next_roots().await, bundles(&[("mesh.test", &right)]));
+    drop((follower, session));
+
+    // And before the first contact of an agent that starts: the operator wants the former one back.
+    place.write("root-cert.pem", &place.root.pem);
+    server.stop().await;
+    let mut server = place.server().await;
+    let follower = place.follow(server.address);
+    assert_eq!(*follower.roots.borrow(), None);
+    server.session().await;
+}
+
+#[tokio::test]
+async fn what_is_kept_and_cannot_be_used_leaves_the_root_file() {
+    let place = Place::new();
+    fs::create_dir(place.state().parent().unwrap()).unwrap();
+    fs::write(place.state(), "{").unwrap();
+    let mut server = place.server().await;
+    let follower = place.follow(server.address);
+    assert_eq!(*follower.roots.borrow(), None);
+    server.session().await;
+}
+
+/// The rotation goes on when a node acknowledges, and the node must find the controller after a restart.
+#[tokio::test]
+async fn what_cannot_be_kept_is_not_acknowledged() {
+    let place = Place::new();
+    place.write("state", "in the way of the folder");
+    let mut server = place.server().await;
+    let mut follower = place.follow(server.address);
+    follower.source.in_force.store(true, Ordering::SeqCst);
+    let mut session = server.session().await;
+    session.send(update("one", &[("mesh.test", &place.root)]));
+    follower.next_roots().await;
+    session.report().await.unwrap();
+    *follower.source.tunnels.lock().unwrap() = vec![RestingTunnels { root: vec![7], count: 3 }];
+    let report = session.report().await.unwrap();
+    assert_eq!((&*report.version, report.tunnels.len()), ("", 1));
+    fs::remove_file(place.scratch.path().join("state")).unwrap();
+    while session.report().await.unwrap().version != "one" {}
+}
+
 #[tokio::test]
 async fn a_controller_that_is_down_or_silent_is_told_and_tried_again() {
     let place = Place::new();
@@ -279,7 +380,8 @@ async fn a_refusal_says_what_to_do_for_a_node_with_a_certificate() {
     let refuse = |_| answer(Err(Status::new(Code::PermissionDenied, "node-1 does not run it")));
     let server = Server::with_tls(address, tls, refuse).await;
     let config = IstioConfig { token_file: None, ..place.config(server.address) };
-    let error = ControllerIssuer::new(config).unwrap().issue(&id(CART)).await.unwrap_err().to_string();
+    let error =
+        ControllerIssuer::new(config, place.state()).unwrap().issue(&id(CART)).await.unwrap_err().to_string();
     for part in ["controller does not issue", "node-1 does not run it", "list this node with the key"] {
         assert!(error.contains(part), "{part} is not in: {error}");
     }
@@ -346,6 +448,10 @@ impl Place {
         }
     }
 
+    fn state(&self) -> PathBuf {
+        self.scratch.path().join("state/roots.json")
+    }
+
     async fn server(&self) -> Server {
         self.server_at((Ipv4Addr::LOCALHOST, 0).into(), &self.root).await
     }
@@ -364,7 +470,7 @@ impl Place {
     }
 
     fn follow(&self, address: SocketAddr) -> Follower {
-        let issuer = Arc::new(ControllerIssuer::new(self.config(address)).unwrap());
+        let issuer = Arc::new(ControllerIssuer::new(self.config(address), self.state()).unwrap());
         let source = Arc::new(Source::default());
         *source.held.lock().unwrap() =
             vec![HeldCertificate { identity: CART.into(), authority: vec![1], root: vec![2] }];
