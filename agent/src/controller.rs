@@ -184,6 +184,7 @@ async fn view(
     });
     let view = ControllerView {
         version: update.version,
+        revision: update.revision,
         authority: signing.authority.clone(),
         root: signing.root.clone(),
         roots: roots.collect(),

@@ -121,6 +121,7 @@ fn view(node: &NodeName, connected: bool, report: &AgentReport) -> AgentView {
         node: node.as_str().to_owned(),
         connected,
         version: report.version.clone(),
+        revision: report.revision,
         certificates: report
             .certificates
             .iter()

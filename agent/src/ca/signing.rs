@@ -3,7 +3,9 @@
 //! The folder is that of Istio's `cacerts` secret: `ca-cert.pem` and `ca-key.pem` sign, `cert-chain.pem`
 //! leads from there towards a root (and may be absent right under it), `root-cert.pem` holds every root
 //! that agents are to trust. Files are replaced one after the other, so what is read may be half old and
-//! half new: it counts only if a leaf that is signed with it is one that our agents would believe.
+//! half new: it counts only if a leaf that is signed with it is one that our agents would believe. `revision`,
+//! which a rotation raises when it has replaced the others, is read before them: what is told under a number is
+//! never older than the number.
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -15,6 +17,7 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::ParsedExtension;
 use x509_parser::prelude::FromDer;
 
+use super::rotation::{REVISION, read_revision};
 use crate::certs::FileError;
 use crate::certs::keeping::{SecretKey, read_file};
 use crate::certs::leaf;
@@ -63,6 +66,8 @@ pub struct Signing {
     pub roots: Vec<RootView>,
     /// The same as PEM text.
     pub roots_pem: String,
+    /// How often a rotation has changed all this.
+    pub revision: u64,
     /// The issuing certificate's key identifier in lower-case hexadecimal; leaves have it as that of
     /// their authority.
     pub authority: String,
@@ -96,21 +101,25 @@ pub(super) struct Files {
     key: zeroize::Zeroizing<Vec<u8>>,
     chain: Vec<u8>,
     roots: Vec<u8>,
+    revision: Vec<u8>,
     pub(super) digest: [u8; 32],
 }
 
 impl Files {
     pub(super) fn read(folder: &Path) -> Result<Self, FileError> {
         let read = |name: &str| read_file(&folder.join(name));
+        let optional = |name: &str, absent: &[u8]| match read(name) {
+            Err(e) if e.source.kind() == std::io::ErrorKind::NotFound => Ok(absent.to_vec()),
+            other => other.map(|bytes| bytes.to_vec()),
+        };
+        // First: see above.
+        let revision = optional(REVISION, b"0")?;
         let certificate = read(CERTIFICATE)?.to_vec();
         let key = read(KEY)?;
-        let chain = match read(CHAIN) {
-            Err(e) if e.source.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-            other => other?.to_vec(),
-        };
+        let chain = optional(CHAIN, b"")?;
         let roots = read(ROOTS)?.to_vec();
-        let digests = [&certificate, &*key, &chain, &roots].map(|bytes| sha256(bytes));
-        Ok(Self { digest: sha256(digests.as_flattened()), certificate, key, chain, roots })
+        let digests = [&certificate, &*key, &chain, &roots, &revision].map(|bytes| sha256(bytes));
+        Ok(Self { digest: sha256(digests.as_flattened()), certificate, key, chain, roots, revision })
     }
 }
 
@@ -159,6 +168,7 @@ impl Signing {
         let issuer =
             rcgen::Issuer::from_ca_cert_der(own, key).map_err(|e| unusable(CERTIFICATE, e.to_string()))?;
         let signing = Self {
+            revision: read_revision(&files.revision).map_err(|why| unusable(REVISION, why))?,
             roots: roots.iter().map(view).collect::<Result<_, _>>().map_err(|why| unusable(ROOTS, why))?,
             roots_pem: roots.iter().map(pem).collect(),
             root: hex(&sha256(&top)),

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
 
-use super::{Phase, Record, RecordError};
+use super::{Phase, Record, RecordError, read_revision};
 use crate::certs::FileError;
 use crate::certs::keeping::{read_file, write_whole};
 
@@ -29,6 +29,8 @@ pub enum FolderError {
     Locked(PathBuf),
     #[error("{} does not parse ({why}): it is this command's own; put back what was there", .path.display())]
     Record { path: PathBuf, why: String },
+    #[error("{} cannot be used: {why}", .path.display())]
+    Revision { path: PathBuf, why: String },
     #[error("what signed before is gone ({}): the rotation was being finished; finish it with `next`", .0.display())]
     Finishing(PathBuf),
     #[error(transparent)]
@@ -40,6 +42,8 @@ const ISSUING: [&str; 3] = [CHAIN, "ca-cert.pem", KEY];
 const CHAIN: &str = "cert-chain.pem";
 const KEY: &str = "ca-key.pem";
 const ROOTS: &str = "root-cert.pem";
+/// A number that grows with every change: agents take no step back in time.
+pub const REVISION: &str = "revision";
 const RECORD: &str = "rotation.json";
 /// What signed before the third step, for taking it back.
 const BEFORE: &str = "rotation-before";
@@ -95,7 +99,24 @@ impl Folder {
             self.copy(&self.path.join(wanted), &self.path)?;
         }
         self.forget(AFTER)?;
-        if record.phase < Phase::NewIssues { self.forget(BEFORE) } else { Ok(()) }
+        if record.phase < Phase::NewIssues {
+            self.forget(BEFORE)?;
+        }
+        // Last: under the new number nobody is told anything of before.
+        if self.revision()? < record.revision {
+            let text = format!("{}\n", record.revision);
+            self.replace(&self.path.join(REVISION), text.as_bytes(), 0o644)?;
+        }
+        Ok(())
+    }
+
+    fn revision(&self) -> Result<u64, FolderError> {
+        let path = self.path.join(REVISION);
+        match fs::read(&path) {
+            Ok(text) => read_revision(&text).map_err(|why| FolderError::Revision { path, why }),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(0),
+            Err(e) => Err(failed("read", &path)(e)),
+        }
     }
 
     /// Step 1.
@@ -146,6 +167,8 @@ impl Folder {
 
     /// Writes the record down, and does what it says.
     fn note(&self, record: Record) -> Result<Record, FolderError> {
+        let revision = record.revision.max(self.revision()?).saturating_add(1);
+        let record = Record { revision, ..record };
         let path = self.path.join(RECORD);
         let json = serde_json::to_vec_pretty(&record)
             .map_err(|e| FolderError::Record { path: path.clone(), why: e.to_string() })?;

@@ -22,6 +22,9 @@ pub enum Blocked {
     NotConnected { node: String },
     /// An agent of this node has not said that it trusts what the controller tells.
     NotAcknowledged { node: String },
+    /// An agent of this node holds a later revision than the controller tells.
+    #[serde(rename_all = "camelCase")]
+    HoldsLater { node: String, holds: u64, told: u64 },
     /// A certificate chains to a root that is to go.
     Certificate { node: String, identity: String },
     /// Live tunnels rest on a root that is to go.
@@ -33,13 +36,21 @@ impl fmt::Display for Blocked {
         match self {
             Self::NoController => f.write_str("no controller was asked: name each by --controller SOCKET"),
             Self::ControllerRoots { controller } => {
-                write!(f, "the controller at {controller} has not taken the new root-cert.pem yet")
+                write!(
+                    f,
+                    "the controller at {controller} has not taken the new root-cert.pem and revision yet"
+                )
             }
             Self::ControllerAuthority { controller } => {
                 write!(f, "the controller at {controller} does not sign with the folder's ca-cert.pem yet")
             }
             Self::NotConnected { node } => write!(f, "node {node} follows no controller: is its agent up?"),
             Self::NotAcknowledged { node } => write!(f, "node {node} has not acknowledged the roots"),
+            Self::HoldsLater { node, holds, told } => write!(
+                f,
+                "node {node} holds revision {holds} of the roots and takes no earlier one, and the controller tells \
+                 {told}: if the folder is an old copy, see \"A folder from a backup\" in docs/identity.md"
+            ),
             Self::Certificate { node, identity } => {
                 write!(f, "node {node} holds a certificate of {identity} under a root that is to go")
             }
@@ -73,7 +84,7 @@ pub fn judge(
     let old = root_ids(&record.old_roots)?;
     let told = root_ids(&record.roots())?;
     let look = Look { observed, without };
-    let trusted = || [look.controllers_tell(&told), look.acknowledged()].concat();
+    let trusted = || [look.controllers_tell(&told, record.revision), look.acknowledged()].concat();
     let (next, back) = match record.phase {
         // Telling of one root more takes nothing from anybody.
         Phase::Named => (vec![], vec![]),
@@ -110,11 +121,12 @@ impl<'a> Look<'a> {
         self.observed.nodes().into_iter().filter(move |node| !without.contains(*node))
     }
 
-    fn controllers_tell(&self, roots: &[String]) -> Vec<Blocked> {
+    fn controllers_tell(&self, roots: &[String], revision: u64) -> Vec<Blocked> {
         if self.observed.controllers.is_empty() {
             return vec![Blocked::NoController];
         }
-        let behind = self.observed.controllers.iter().filter(|(_, c)| !c.tells(roots));
+        let behind =
+            self.observed.controllers.iter().filter(|(_, c)| !c.tells(roots) || c.revision < revision);
         behind.map(|(name, _)| Blocked::ControllerRoots { controller: name.clone() }).collect()
     }
 
@@ -138,9 +150,15 @@ impl<'a> Look<'a> {
             let mut reports = self.observed.reports(node).peekable();
             if reports.peek().is_none() {
                 blocked.push(Blocked::NotConnected { node: node.to_owned() });
-            } else if reports.any(|(controller, agent)| agent.version != controller.version) {
-                // Of two agents on a node, the one that leaves still carries connections.
-                blocked.push(Blocked::NotAcknowledged { node: node.to_owned() });
+            }
+            // Of two agents on a node, the one that leaves still carries connections.
+            for (controller, agent) in reports {
+                let (holds, told) = (agent.revision, controller.revision);
+                if holds > told {
+                    blocked.push(Blocked::HoldsLater { node: node.to_owned(), holds, told });
+                } else if holds < told || agent.version != controller.version {
+                    blocked.push(Blocked::NotAcknowledged { node: node.to_owned() });
+                }
             }
         }
         blocked

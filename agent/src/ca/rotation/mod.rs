@@ -11,17 +11,18 @@
 //!
 //! [`judge`] decides, from a [`Record`] of what was done and from what controllers [`Observed`]; it
 //! touches nothing. [`Folder`] does, and can be interrupted between any two of its writes: doing the same
-//! step again completes it.
+//! step again completes it. Each change is given a higher `revision` at its end, so agents and this command
+//! tell it from the same change at an earlier time.
 
 mod folder;
 mod judge;
 mod observed;
 mod record;
 
-pub use folder::{Folder, FolderError};
+pub use folder::{Folder, FolderError, REVISION};
 pub use judge::{Blocked, Standing, judge};
 pub use observed::{AgentView, ControllerView, HeldView, Observed, RestingView, RootView};
-pub use record::{Phase, Record, RecordError, root_ids};
+pub use record::{Phase, Record, RecordError, read_revision, root_ids};
 
 #[cfg(test)]
 mod tests;

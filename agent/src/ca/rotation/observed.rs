@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 pub struct ControllerView {
     /// Of the roots and the authority that it tells agents.
     pub version: String,
+    /// How often a rotation has changed these.
+    #[serde(default)]
+    pub revision: u64,
     /// The key identifier of the authority that it signs with, in hexadecimal.
     pub authority: String,
     /// The root that this authority rests on.
@@ -39,6 +42,9 @@ pub struct AgentView {
     pub connected: bool,
     /// What its handshakes are judged by.
     pub version: String,
+    /// Of the last update that it took.
+    #[serde(default)]
+    pub revision: u64,
     pub certificates: Vec<HeldView>,
     pub tunnels: Vec<RestingView>,
 }

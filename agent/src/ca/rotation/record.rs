@@ -15,6 +15,9 @@ pub struct Record {
     pub old_roots: String,
     /// What is to be trusted in its end, as PEM.
     pub new_root: String,
+    /// What the folder's `revision` is once the step is done: later than any before it, whatever the step.
+    #[serde(default)]
+    pub revision: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -54,7 +57,8 @@ impl Record {
         if old.contains(&new[0]) {
             return Err(RecordError::Known);
         }
-        Ok(Self { phase: Phase::Named, old_roots: old_roots.to_owned(), new_root: new_root.to_owned() })
+        let (old_roots, new_root) = (old_roots.to_owned(), new_root.to_owned());
+        Ok(Self { phase: Phase::Named, old_roots, new_root, revision: 0 })
     }
 
     /// What agents should trust, as PEM.
@@ -79,6 +83,12 @@ impl Record {
     pub(super) fn at(&self, phase: Phase) -> Self {
         Self { phase, ..self.clone() }
     }
+}
+
+/// The number in a folder's `revision`.
+pub fn read_revision(text: &[u8]) -> Result<u64, String> {
+    let number = std::str::from_utf8(text).ok().and_then(|text| text.trim().parse().ok());
+    number.ok_or_else(|| "it is no number; agents take one that is not below the one they have".into())
 }
 
 /// The SHA-256 of each certificate's DER in lower-case hexadecimal, in the order of the PEM text.

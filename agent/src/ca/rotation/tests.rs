@@ -57,11 +57,16 @@ impl World {
         Self { scratch, path, with, old, new }
     }
 
-    /// All that a controller or this command could read.
+    /// All that a controller or this command could read, but for the revision, which never goes back.
     fn files(&self) -> BTreeMap<String, String> {
         let mut files = BTreeMap::new();
         read_into(&self.path, "", &mut files);
+        files.remove(REVISION);
         files
+    }
+
+    fn revision(&self) -> u64 {
+        fs::read(self.path.join(REVISION)).map_or(0, |text| read_revision(&text).unwrap())
     }
 
     /// One step forward from wherever it stands.
@@ -237,6 +242,10 @@ fn after(steps: usize, backwards: bool, at: Option<usize>) -> (Vec<(String, &'st
             _ => step(&folder).unwrap(),
         }
     }
+    if let Some(record) = Folder::record_in(&world.path).unwrap() {
+        assert_eq!(world.revision(), record.revision, "settled");
+        assert!(record.revision > steps as u64);
+    }
     let kind = |text: &str| match text {
         t if t == world.old => "old root",
         t if t == world.new => "new root",
@@ -248,6 +257,48 @@ fn after(steps: usize, backwards: bool, at: Option<usize>) -> (Vec<(String, &'st
     let files = world.files().iter().map(|(name, text)| (name.clone(), kind(text))).collect();
     let _ = &world.scratch;
     (files, interrupted)
+}
+
+#[test]
+fn each_change_has_a_higher_revision_and_gets_it_last() {
+    let world = World::new();
+    let mut last = 0;
+    let written = Rc::new(std::cell::RefCell::new(Vec::new()));
+    let seen = written.clone();
+    let folder = open(&world).failing(move |path| {
+        seen.borrow_mut().push(path.file_name().unwrap().to_owned());
+        Ok(())
+    });
+    for forward in [true, true, true, true, false, false, true, true, false, false, false] {
+        written.borrow_mut().clear();
+        if forward { world.forward(&folder) } else { world.back(&folder) }.unwrap();
+        assert!(world.revision() > last, "{} after {last}", world.revision());
+        last = world.revision();
+        assert_eq!(written.borrow().last().unwrap(), REVISION);
+    }
+    // Neither the end of it changes what agents are told, nor does looking.
+    folder.settle(&folder.record().unwrap().unwrap()).unwrap();
+    world.back(&folder).unwrap();
+    assert_eq!((world.revision(), folder.record().unwrap()), (last, None));
+    world.forward(&folder).unwrap();
+    assert!(world.revision() > last);
+}
+
+#[test]
+fn a_revision_that_an_operator_has_raised_is_not_lowered() {
+    let world = World::new();
+    let folder = open(&world);
+    world.forward(&folder).unwrap();
+    fs::write(world.path.join(REVISION), "100").unwrap();
+    folder.settle(&folder.record().unwrap().unwrap()).unwrap();
+    assert_eq!(world.revision(), 100);
+    world.forward(&folder).unwrap();
+    assert_eq!(world.revision(), 101);
+    for text in ["", "-1", "18446744073709551616", "1 2", "x"] {
+        fs::write(world.path.join(REVISION), text).unwrap();
+        let error = world.forward(&folder).unwrap_err();
+        assert!(matches!(error, FolderError::Revision { .. }), "{text:?}: {error}");
+    }
 }
 
 #[test]
@@ -280,6 +331,7 @@ impl Scene {
     fn new(phase: Phase) -> Self {
         let (old_pem, new_pem) = (pem(), pem());
         let record = Record::new(&old_pem, &new_pem).unwrap().at(phase);
+        let record = Record { revision: 7, ..record };
         let (old, new) = (root_ids(&old_pem).unwrap().remove(0), root_ids(&new_pem).unwrap().remove(0));
         let roots = root_ids(&record.roots()).unwrap();
         let rests = if phase >= Phase::NewIssues { &new } else { &old };
@@ -287,6 +339,7 @@ impl Scene {
             node: node.into(),
             connected: true,
             version: "v2".into(),
+            revision: 7,
             certificates: vec![HeldView {
                 identity: format!("spiffe://td/ns/n/sa/{node}"),
                 authority: SIGNER.into(),
@@ -296,6 +349,7 @@ impl Scene {
         };
         let controller = ControllerView {
             version: "v2".into(),
+            revision: 7,
             authority: SIGNER.to_uppercase(),
             root: rests.clone(),
             roots: roots.iter().map(|r| RootView { sha256: r.clone(), ..RootView::default() }).collect(),
@@ -368,6 +422,31 @@ fn of_two_agents_on_a_node_both_must_have_acknowledged() {
     older.version = "v1".into();
     scene.controller().agents.push(older);
     assert_eq!(scene.judge().next, [Blocked::NotAcknowledged { node: "n2".into() }]);
+}
+
+/// Both roots were trusted before, and the old one alone in between.
+#[test]
+fn an_acknowledgement_of_the_same_roots_at_an_earlier_time_does_not_count() {
+    for phase in WAITING {
+        let mut scene = Scene::new(phase);
+        scene.agent().revision = 5;
+        assert_eq!(scene.judge().next, [Blocked::NotAcknowledged { node: "n2".into() }]);
+        // Nor does that of an earlier controller's.
+        scene.controller().revision = 5;
+        scene.controller().agents[0].revision = 5;
+        assert_eq!(scene.judge().next, [Blocked::ControllerRoots { controller: "one".into() }]);
+        scene.controller().revision = 8;
+        scene.controller().agents.iter_mut().for_each(|a| a.revision = 8);
+        assert!(scene.judge().next.is_empty(), "the operator has raised it");
+    }
+}
+
+#[test]
+fn a_node_that_is_ahead_of_the_folder_is_told_apart() {
+    let mut scene = Scene::new(Phase::BothTrusted);
+    scene.agent().revision = 9;
+    scene.agent().version = "v1".into();
+    assert_eq!(scene.judge().next, [Blocked::HoldsLater { node: "n2".into(), holds: 9, told: 7 }]);
 }
 
 #[test]

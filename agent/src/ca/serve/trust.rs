@@ -132,10 +132,13 @@ pub(crate) fn update(signing: &Signing, domain: &TrustDomain, renew_within: Dura
         all.extend_from_slice(&sha256(part));
     }
     all.extend_from_slice(&renew_within_seconds.to_be_bytes());
+    // The same roots at another time are another version: who acknowledged the first has not heard of this.
+    all.extend_from_slice(&signing.revision.to_be_bytes());
     TrustUpdate {
         version: hex(&sha256(&all)),
         bundles: vec![Bundle { trust_domain: domain.to_string(), roots }],
         authority: unhex(&signing.authority),
         renew_within_seconds,
+        revision: signing.revision,
     }
 }

@@ -33,6 +33,8 @@ pub(super) struct Follower<'a> {
     taken: Option<Update>,
     /// The newest whose roots every handshake is judged by.
     in_force: String,
+    /// An update of this revision was refused, so that it is said once.
+    refused: Option<u64>,
     /// What is on the disk.
     kept: Option<Followed>,
     /// When keeping what is followed now is tried again, after it failed.
@@ -49,6 +51,7 @@ impl<'a> Follower<'a> {
             source,
             taken: None,
             in_force: String::new(),
+            refused: None,
             kept,
             keep_again: None,
             renewed_by: None,
@@ -154,7 +157,22 @@ impl<'a> Follower<'a> {
                 return;
             }
         };
-        self.issuer.followed.send_replace(Some(Followed { roots: update.roots.clone(), file }));
+        if let Some(holds) = self.holds(file)
+            && update.revision < holds
+        {
+            if self.refused.replace(update.revision) != Some(update.revision) {
+                tracing::warn!(
+                    revision = update.revision,
+                    holds,
+                    "an update of an earlier revision is refused: the controller lags behind, or works on an old \
+                     copy of its folder (docs/identity.md, \"A folder from a backup\")"
+                );
+            }
+            return;
+        }
+        self.refused = None;
+        let (roots, revision) = (update.roots.clone(), update.revision);
+        self.issuer.followed.send_replace(Some(Followed { roots, revision, file }));
         if self.taken.as_ref() == Some(&update) {
             return;
         }
@@ -164,6 +182,7 @@ impl<'a> Follower<'a> {
         }
         tracing::info!(
             version = update.version,
+            revision = update.revision,
             roots = update.roots.roots(domain).count(),
             "roots from the controller"
         );
@@ -179,6 +198,12 @@ impl<'a> Follower<'a> {
         if !known {
             self.nudge();
         }
+    }
+
+    /// The revision of what is held, if the controller was known by this root file then too: an operator who
+    /// names another one may have to undo what somebody else has told.
+    fn holds(&self, file: [u8; 32]) -> Option<u64> {
+        self.issuer.followed.borrow().as_ref().filter(|held| held.file == file).map(|held| held.revision)
     }
 
     /// Writes down what the controller is to be known by after a restart. Until that is done nothing is
@@ -235,7 +260,13 @@ impl<'a> Follower<'a> {
             self.in_force.clone_from(&taken.version);
         }
         let authority = self.taken.as_ref().map_or(&[][..], |taken| &taken.authority);
-        report::make(&self.issuer.asked.config().caller.node, &self.in_force, authority, self.source)
+        let revision = self.issuer.followed.borrow().as_ref().map_or(0, |held| held.revision);
+        report::make(
+            &self.issuer.asked.config().caller.node,
+            (&self.in_force, revision),
+            authority,
+            self.source,
+        )
     }
 
     fn ended(&self, status: &Status, unfinished: Option<Unfinished>) -> String {
@@ -336,6 +367,7 @@ mod tests {
                 }],
                 authority: vec![1],
                 renew_within_seconds: 300,
+                revision: 1,
             },
             [0; 32],
         );

@@ -21,7 +21,12 @@ const MOST_BYTES: usize = 3 << 19;
 
 /// `authority`: who signs at present. A node with more than a message carries leaves out certificates of that
 /// one, for it is the others that a rotation waits for.
-pub(super) fn make(node: &str, version: &str, authority: &[u8], source: &dyn ReportSource) -> AgentReport {
+pub(super) fn make(
+    node: &str,
+    (version, revision): (&str, u64),
+    authority: &[u8],
+    source: &dyn ReportSource,
+) -> AgentReport {
     let mut certificates = source.certificates();
     certificates.sort_by(|a, b| {
         let rank = |c: &HeldCertificate| c.authority == authority;
@@ -36,7 +41,7 @@ pub(super) fn make(node: &str, version: &str, authority: &[u8], source: &dyn Rep
     };
     tunnels.retain(|t| fits(t.root.len()));
     certificates.retain(|c| fits(c.identity.len() + c.authority.len() + c.root.len()));
-    AgentReport { node: node.into(), version: version.into(), certificates, tunnels }
+    AgentReport { node: node.into(), version: version.into(), certificates, tunnels, revision }
 }
 
 /// Tags and lengths of an entry's fields, and more.
@@ -70,7 +75,7 @@ mod tests {
     /// Otherwise a full node would be the one that never holds a rotation back.
     #[test]
     fn a_report_that_is_cut_has_what_a_rotation_waits_for() {
-        let report = make("node", "v", &[0], &Source);
+        let report = make("node", ("v", 1), &[0], &Source);
         let of_others = report.certificates.iter().filter(|c| c.authority == [1]).count();
         assert_eq!(of_others, 50);
         assert!((500..5000).contains(&report.certificates.len()), "{}", report.certificates.len());

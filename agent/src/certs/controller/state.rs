@@ -21,6 +21,7 @@ use crate::tls::{TrustBundles, hex, sha256, unhex};
 #[serde(rename_all = "camelCase")]
 struct Kept {
     trust_domain: TrustDomain,
+    revision: u64,
     /// SHA-256 of the root file by which the controller was known when it brought these.
     root_file: String,
     /// DER in hexadecimal.
@@ -55,13 +56,14 @@ pub(super) fn load(path: &Path, domain: &TrustDomain, now: SystemTime) -> Result
         return Err("none of its roots is still valid".into());
     }
     let file = unhex(&kept.root_file).try_into().map_err(|_| "rootFile is no SHA-256")?;
-    Ok(Some(Followed { roots, file }))
+    Ok(Some(Followed { roots, revision: kept.revision, file }))
 }
 
 /// In place of what was kept before, and on the disk when this returns.
 pub(super) fn save(path: &Path, domain: &TrustDomain, followed: &Followed) -> Result<(), FileError> {
     let mut kept = Kept {
         trust_domain: domain.clone(),
+        revision: followed.revision,
         root_file: hex(&followed.file),
         roots: followed.roots.roots(domain).map(|root| hex(root)).collect(),
         sha256: String::new(),
@@ -75,7 +77,8 @@ pub(super) fn save(path: &Path, domain: &TrustDomain, followed: &Followed) -> Re
 }
 
 fn check(kept: &Kept) -> String {
-    let parts = [kept.trust_domain.as_str(), &kept.root_file].into_iter();
+    let revision = kept.revision.to_string();
+    let parts = [kept.trust_domain.as_str(), &revision, &kept.root_file].into_iter();
     let parts = parts.chain(kept.roots.iter().map(String::as_str));
     let digests: Vec<[u8; 32]> = parts.map(|part| sha256(part.as_bytes())).collect();
     hex(&sha256(digests.as_flattened()))
@@ -149,7 +152,7 @@ mod tests {
 
     fn followed() -> Followed {
         let (one, two) = (Authority::root(), Authority::root());
-        Followed { roots: bundles(&[("mesh.test", &one), ("mesh.test", &two)]), file: [7; 32] }
+        Followed { roots: bundles(&[("mesh.test", &one), ("mesh.test", &two)]), revision: 3, file: [7; 32] }
     }
 
     #[test]

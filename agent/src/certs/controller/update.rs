@@ -18,6 +18,7 @@ const MOST_AUTHORITY: usize = 64;
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Update {
     pub(super) version: String,
+    pub(super) revision: u64,
     pub(super) roots: TrustBundles,
     pub(super) authority: Vec<u8>,
     /// `None`: certificates of other authorities wait for their usual renewal.
@@ -54,6 +55,7 @@ pub(super) fn read(
     let renew_within = Some(update.renew_within_seconds).filter(|s| *s > 0 && !update.authority.is_empty());
     let update = Update {
         version,
+        revision: update.revision,
         roots: bundles,
         authority: update.authority,
         renew_within: renew_within.map(|s| Duration::from_secs(s.into())),
@@ -87,7 +89,7 @@ mod tests {
             renew_within_seconds in any::<u32>(),
         ) {
             let bundles = vec![Bundle { trust_domain: domain, roots }];
-            let update = TrustUpdate { version, bundles, authority, renew_within_seconds };
+            let update = TrustUpdate { version, bundles, authority, renew_within_seconds, revision: 1 };
             prop_assert!(read(update, &"mesh.test".parse().unwrap(), SystemTime::now()).is_err());
         }
     }

@@ -44,6 +44,8 @@ const QUIET: Duration = Duration::from_millis(100);
 #[derive(Clone, Debug, PartialEq)]
 pub(in crate::certs) struct Followed {
     pub(in crate::certs) roots: TrustBundles,
+    /// By the authority's own count. None of an earlier one is taken from whoever is known by these.
+    pub(in crate::certs) revision: u64,
     /// SHA-256 of the file as it was then. Another file is the operator's word, and newer.
     pub(in crate::certs) file: [u8; 32],
 }

@@ -323,6 +323,70 @@ async fn a_root_file_that_is_replaced_counts_again_also_for_the_stream_that_is_o
     server.session().await;
 }
 
+/// Replicas read their files at different times, and a folder may be an old copy.
+#[tokio::test]
+async fn an_update_of_an_earlier_revision_is_not_taken_also_not_after_a_restart() {
+    let place = Place::new();
+    let mut server = place.server().await;
+    let follower = place.follow(server.address);
+    follower.source.in_force.store(true, Ordering::SeqCst);
+    let next = Authority::root();
+    let old = || update("old", &[("mesh.test", &place.root)]);
+    let both = || update("both", &[("mesh.test", &place.root), ("mesh.test", &next)]);
+    let at = |revision, update| TrustUpdate { revision, ..update };
+    let mut session = server.session().await;
+    session.send(at(5, both()));
+    while session.report().await.unwrap().version != "both" {}
+    drop(session);
+    let address = server.address;
+    server.stop().await;
+
+    let refuses = async |follower: &Follower, session: &mut super::istio_server::Session| {
+        let held = follower.roots.borrow().clone().unwrap();
+        for earlier in [at(4, old()), at(0, old())] {
+            session.send(earlier);
+            // Updates are taken in their order.
+            session.send(at(5, TrustUpdate { version: "again".into(), ..both() }));
+            while session.report().await.unwrap().version != "again" {}
+            assert_eq!(follower.roots.borrow().clone().unwrap(), held);
+            session.send(at(5, both()));
+            loop {
+                let report = session.report().await.unwrap();
+                assert!(["again", "both"].contains(&&*report.version), "{report:?}");
+                assert_eq!(report.revision, 5);
+                if report.version == "both" {
+                    break;
+                }
+            }
+        }
+    };
+    let mut server = place.server_at(address, &next).await;
+    let mut session = server.session().await;
+    assert_eq!(session.report().await.unwrap().revision, 5);
+    refuses(&follower, &mut session).await;
+    drop((follower, session));
+
+    let mut follower = place.follow(address);
+    follower.source.in_force.store(true, Ordering::SeqCst);
+    let mut session = server.session().await;
+    let report = session.report().await.unwrap();
+    assert_eq!((&*report.version, report.revision), ("", 5));
+    refuses(&follower, &mut session).await;
+    session.send(at(6, update("new", &[("mesh.test", &next)])));
+    assert_eq!(follower.next_roots().await, bundles(&[("mesh.test", &next)]));
+    while session.report().await.unwrap().version != "new" {}
+    drop(session);
+    server.stop().await;
+
+    // Of whom the operator names, any is taken: the number may have been somebody else's.
+    let mut server = place.server_at(address, &place.root).await;
+    place.write("root-cert.pem", &format!("{}\n", place.root.pem));
+    let mut session = server.session().await;
+    session.send(at(1, old()));
+    assert_eq!(follower.next_roots().await, bundles(&[("mesh.test", &place.root)]));
+    while session.report().await.unwrap().revision != 1 {}
+}
+
 #[tokio::test]
 async fn what_is_kept_and_cannot_be_used_leaves_the_root_file() {
     let place = Place::new();

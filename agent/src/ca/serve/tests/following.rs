@@ -81,6 +81,25 @@ async fn replicas_with_the_same_files_say_the_same() {
 }
 
 #[tokio::test]
+async fn the_same_roots_under_a_higher_revision_are_another_version() {
+    let w = World::start().await;
+    let mut follower = w.follow(&w.n1).await.unwrap();
+    let first = follower.update().await.unwrap();
+    assert_eq!(first.revision, 0, "nobody has counted");
+    let file = w.scratch.join("ca").join(crate::ca::rotation::REVISION);
+    std::fs::write(&file, "4\n").unwrap();
+    assert!(w.authority.reload().unwrap());
+    let second = follower.update().await.unwrap();
+    assert_eq!((second.revision, &second.bundles), (4, &first.bundles));
+    assert_ne!(second.version, first.version);
+    std::fs::write(&file, "four").unwrap();
+    let error = w.authority.reload().unwrap_err().to_string();
+    assert!(error.contains("revision") && error.contains("no number"), "{error}");
+    let state = w.authority.state();
+    assert_eq!(state.borrow().revision, 4, "what was there goes on");
+}
+
+#[tokio::test]
 async fn a_stranger_follows_nobody() {
     let w = World::start().await;
     for shows in [None, Some(&Papered::new().shows())] {
