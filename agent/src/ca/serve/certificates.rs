@@ -8,6 +8,7 @@ use underpass_proto::istio::v1::auth::{IstioCertificateRequest, IstioCertificate
 use underpass_proto::well_known::value::Kind;
 
 use super::Service;
+use super::door::Caller;
 use super::metrics::Outcome;
 use crate::ca::attest::{NodeName, Refusal};
 use crate::ca::{IssuedChain, RequestError, check_request};
@@ -22,17 +23,14 @@ impl IstioCertificateService for Service {
     ) -> Result<Response<IstioCertificateResponse>, Status> {
         let asked = asked_for(request.get_ref());
         let shown = asked.as_ref().map_or_else(|_| String::new(), ToString::to_string);
-        let node = match self.caller(&request).await {
-            Ok(caller) => caller.node,
-            Err(refusal) => return Err(self.refuse(None, &shown, &Denied::Caller(refusal))),
-        };
+        let Caller { node, .. } = Caller::of(&request)?;
         match self.decide(&node, asked, request.into_inner()).await {
             Ok(issued) => {
                 self.metrics.decided(Outcome::Issued);
                 tracing::info!(%node, identity = shown, serial = issued.serial, "certificate issued");
                 Ok(Response::new(IstioCertificateResponse { cert_chain: issued.pem }))
             }
-            Err(denied) => Err(self.refuse(Some(&node), &shown, &denied)),
+            Err(denied) => Err(self.refuse(&node, &shown, &denied)),
         }
     }
 }
@@ -75,14 +73,10 @@ impl Service {
         self.authority.issue(&checked, &identity, lifetime).map_err(|e| Denied::Authority(e.to_string()))
     }
 
-    /// Everything goes to the log. A caller that is not known learns only that; one that is learns what to
-    /// look at.
-    fn refuse(&self, node: Option<&NodeName>, identity: &str, denied: &Denied) -> Status {
+    /// Everything goes to the log, and the node learns what to look at.
+    fn refuse(&self, node: &NodeName, identity: &str, denied: &Denied) -> Status {
         let (outcome, status) = match denied {
-            Denied::Caller(Refusal::Unknown(_)) => {
-                let told = "the caller is not known here: see the controller's log for why";
-                (Outcome::UnknownCaller, Status::unauthenticated(told))
-            }
+            Denied::Caller(Refusal::Unknown(why)) => (Outcome::UnknownCaller, Status::unauthenticated(why)),
             Denied::Caller(Refusal::NotYours(why)) => (Outcome::NotItsOwn, Status::permission_denied(why)),
             Denied::Caller(Refusal::Unavailable(why)) => (Outcome::Unavailable, Status::unavailable(why)),
             Denied::Asked(why) => (Outcome::BadRequest, Status::invalid_argument(why)),
@@ -92,8 +86,7 @@ impl Service {
         };
         self.metrics.decided(outcome);
         let result = outcome.label();
-        let node = node.map_or("", NodeName::as_str);
-        tracing::warn!(node, identity, result, "no certificate issued: {denied}");
+        tracing::warn!(%node, identity, result, "no certificate issued: {denied}");
         status
     }
 }

@@ -1,9 +1,10 @@
 //! The controller's one port: TLS 1.3, HTTP/2, Istio's certificate service and our own about roots.
 //!
-//! Callers are bounded before they have proven anything (connections, handshakes, sizes, times), and each
-//! node afterwards (`turns.rs`).
+//! Callers are bounded before they have proven anything (connections, handshakes, sizes, times), and nothing
+//! that they send is read (`door.rs`); each node is afterwards (`turns.rs`).
 
 mod certificates;
+mod door;
 mod metrics;
 mod papers;
 mod places;
@@ -22,7 +23,6 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tonic::Request;
 use tonic::codegen::Service as _;
 use underpass_proto::istio::v1::auth::istio_certificate_service_server::IstioCertificateServiceServer;
 use underpass_proto::underpass::v1::trust_service_server::TrustServiceServer;
@@ -31,11 +31,12 @@ pub use metrics::Metrics;
 pub use papers::ServerCertificate;
 pub(crate) use trust::update;
 
-use self::places::{Place, Places};
+use self::door::Shown;
+use self::places::{Most, Place, Places};
 use self::turns::Turns;
 use super::Authority;
 use super::agents::Agents;
-use super::attest::{Attestor, NodeName, Papers, PublicKeyPin, Refusal};
+use super::attest::Attestor;
 
 /// What answers. Clones share it.
 #[derive(Clone)]
@@ -52,9 +53,7 @@ pub struct Service {
 /// What callers may take before they have proven anything.
 #[derive(Clone, Copy)]
 struct Limits {
-    connections: usize,
-    /// Behind one address there may be a few nodes, and a few agents of each while they are upgraded.
-    of_an_address: usize,
+    connections: Most,
     handshake: Duration,
     /// How long after the handshake a caller may take to show who it is.
     proof: Duration,
@@ -63,8 +62,7 @@ struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            connections: 4096,
-            of_an_address: 64,
+            connections: Most::default(),
             handshake: Duration::from_secs(10),
             proof: Duration::from_secs(30),
         }
@@ -94,8 +92,7 @@ impl Service {
 
     /// Accepts until `stop`, then lets the calls under way end, for a while.
     pub async fn serve(self, listener: TcpListener, certificate: ServerCertificate, stop: CancellationToken) {
-        let (open, places) =
-            (TaskTracker::new(), Places::new(self.limits.connections, self.limits.of_an_address));
+        let (open, places) = (TaskTracker::new(), Places::new(self.limits.connections));
         let tls = TlsAcceptor::from(tls::config(certificate));
         loop {
             let (stream, from) = tokio::select! {
@@ -145,12 +142,14 @@ impl Service {
             Err(_) => return tracing::debug!(%from, "no TLS handshake in time"),
         };
         let key = stream.get_ref().1.peer_certificates().and_then(|chain| tls::key_of(chain.first()?));
-        let shown = Shown { key, place: Arc::clone(&place) };
+        let shown = Shown::new(key, Arc::clone(&place));
         let service = service_fn(move |mut request: http::Request<Incoming>| {
-            request.extensions_mut().insert(shown.clone());
-            let service = self.clone();
+            let (service, shown) = (self.clone(), shown.clone());
             async move {
-                if request.uri().path().starts_with("/underpass.v1.TrustService/") {
+                if let Err(refused) = service.admit(&shown, &mut request).await {
+                    return Ok(refused.into_http());
+                }
+                if request.uri().path().starts_with(TRUST) {
                     TrustServiceServer::new(service).max_decoding_message_size(REPORT).call(request).await
                 } else {
                     let mut istio =
@@ -165,6 +164,8 @@ impl Service {
             .keep_alive_timeout(Duration::from_secs(10))
             .max_concurrent_streams(STREAMS)
             .max_header_list_size(HEADERS)
+            .initial_stream_window_size(UNREAD)
+            .initial_connection_window_size(UNREAD_OF_ALL)
             .serve_connection(TokioIo::new(stream), service);
         let mut connection = std::pin::pin!(connection);
         let unproven = async {
@@ -185,40 +186,17 @@ impl Service {
     }
 }
 
-/// What belongs to the connection that a request came by.
-#[derive(Clone)]
-struct Shown {
-    /// The key of the certificate that the caller has shown in TLS.
-    key: Option<PublicKeyPin>,
-    place: Arc<Place>,
-}
-
-/// Who it is that calls, and what it has shown.
-struct Caller {
-    node: NodeName,
-    papers: Papers,
-}
-
-impl Service {
-    async fn caller<T>(&self, request: &Request<T>) -> Result<Caller, Refusal> {
-        let token = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
-        let token = token.and_then(|value| value.split_once(' '));
-        let token = token.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")).map(|(_, t)| t.trim());
-        let shown = request.extensions().get::<Shown>();
-        let papers = Papers { key: shown.and_then(|shown| shown.key), token: token.map(str::to_owned) };
-        let node = self.attestor.who(&papers).await?;
-        if let Some(shown) = shown {
-            shown.place.prove();
-        }
-        Ok(Caller { node, papers })
-    }
-}
-
 const LAST: Duration = Duration::from_secs(5);
 /// An agent usually has eight requests under way, and follows. A client may send more before it has heard of
 /// the limit, which are refused then.
 const STREAMS: u32 = 64;
 const HEADERS: u32 = 16 << 10;
+/// What a client may send on a stream before it is read, and on all of a connection. A report takes more, in
+/// pieces.
+const UNREAD: u32 = 64 << 10;
+const UNREAD_OF_ALL: u32 = 256 << 10;
+/// What paths of our own service begin with.
+const TRUST: &str = "/underpass.v1.TrustService/";
 /// A signing request and a few names.
 const REQUEST: usize = 32 << 10;
 /// More than agents keep to.

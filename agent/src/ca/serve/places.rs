@@ -11,9 +11,29 @@ use tokio_util::sync::CancellationToken;
 
 #[derive(Clone)]
 pub(super) struct Places {
-    most: usize,
-    of_one: usize,
+    most: Most,
     taken: Arc<Mutex<Taken>>,
+}
+
+/// How many there are at most.
+#[derive(Clone, Copy)]
+pub(super) struct Most {
+    pub(super) all: Count,
+    /// Behind one address there may be a few nodes, and a few agents of each while they are upgraded.
+    pub(super) of_one: Count,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Count {
+    pub(super) places: usize,
+    /// Of these, not proven.
+    pub(super) unproven: usize,
+}
+
+impl Default for Most {
+    fn default() -> Self {
+        Self { all: Count { places: 4096, unproven: 1024 }, of_one: Count { places: 64, unproven: 32 } }
+    }
 }
 
 #[derive(Default)]
@@ -21,7 +41,8 @@ struct Taken {
     last: u64,
     /// In the order of arrival.
     places: BTreeMap<u64, Entry>,
-    of: HashMap<IpAddr, usize>,
+    all: Count,
+    of: HashMap<IpAddr, Count>,
 }
 
 struct Entry {
@@ -38,17 +59,17 @@ pub(super) struct Place {
 }
 
 impl Places {
-    pub(super) fn new(most: usize, of_one: usize) -> Self {
-        Self { most, of_one, taken: Arc::default() }
+    pub(super) fn new(most: Most) -> Self {
+        Self { most, taken: Arc::default() }
     }
 
     /// A place, and whether somebody else has lost one for it; `None` when all are proven nodes'.
     pub(super) fn take(&self, of: IpAddr) -> Option<(Place, bool)> {
         let of = site(of);
         let mut taken = self.taken();
-        let needed = if taken.of.get(&of).is_some_and(|own| *own >= self.of_one) {
+        let needed = if taken.of.get(&of).is_some_and(|own| own.reaches(self.most.of_one)) {
             Some(taken.oldest_unproven(|entry| entry.of == of)?)
-        } else if taken.places.len() >= self.most {
+        } else if taken.all.reaches(self.most.all) {
             Some(taken.oldest_unproven(|_| true)?)
         } else {
             None
@@ -59,7 +80,10 @@ impl Places {
         taken.last += 1;
         let (id, lost) = (taken.last, CancellationToken::new());
         taken.places.insert(id, Entry { of, proven: false, lost: lost.clone() });
-        *taken.of.entry(of).or_default() += 1;
+        taken.count(of, |count| {
+            count.places += 1;
+            count.unproven += 1;
+        });
         Some((Place { id, places: self.clone(), lost }, needed.is_some()))
     }
 
@@ -75,21 +99,37 @@ impl Taken {
 
     fn remove(&mut self, id: u64) -> Option<Entry> {
         let entry = self.places.remove(&id)?;
-        if let Some(own) = self.of.get_mut(&entry.of) {
-            *own -= 1;
-            if *own == 0 {
-                self.of.remove(&entry.of);
-            }
-        }
+        self.count(entry.of, |count| {
+            count.places -= 1;
+            count.unproven -= usize::from(!entry.proven);
+        });
         Some(entry)
+    }
+
+    fn count(&mut self, of: IpAddr, change: impl Fn(&mut Count)) {
+        change(&mut self.all);
+        let own = self.of.entry(of).or_default();
+        change(own);
+        if *own == Count::default() {
+            self.of.remove(&of);
+        }
+    }
+}
+
+impl Count {
+    fn reaches(self, most: Self) -> bool {
+        self.places >= most.places || self.unproven >= most.unproven
     }
 }
 
 impl Place {
     /// A node has proven to be there: the place is its own now.
     pub(super) fn prove(&self) {
-        if let Some(entry) = self.places.taken().places.get_mut(&self.id) {
+        let mut taken = self.places.taken();
+        if let Some(entry) = taken.places.get_mut(&self.id).filter(|entry| !entry.proven) {
             entry.proven = true;
+            let of = entry.of;
+            taken.count(of, |count| count.unproven -= 1);
         }
     }
 
@@ -123,6 +163,11 @@ mod tests {
 
     use super::*;
 
+    fn places(all: usize, of_one: usize) -> Places {
+        let count = |places| Count { places, unproven: places };
+        Places::new(Most { all: count(all), of_one: count(of_one) })
+    }
+
     fn address(last: u8) -> IpAddr {
         IpAddr::from([10, 0, 0, last])
     }
@@ -135,7 +180,7 @@ mod tests {
 
     #[test]
     fn one_address_does_not_take_everybodys_places() {
-        let places = Places::new(5, 3);
+        let places = places(5, 3);
         let greedy: Vec<Place> = (0..10).filter_map(|_| proven(&places, address(1))).collect();
         assert_eq!(greedy.len(), 3);
         let others: Vec<Place> = (0..10).filter_map(|_| proven(&places, address(2))).collect();
@@ -148,7 +193,7 @@ mod tests {
 
     #[test]
     fn who_proves_nothing_loses_its_place_to_the_next_and_no_node_does() {
-        let places = Places::new(5, 3);
+        let places = places(5, 3);
         let node = proven(&places, address(1)).unwrap();
         let silent: Vec<(Place, bool)> = (0..10).filter_map(|_| places.take(address(1))).collect();
         assert_eq!(silent.len(), 10, "each in place of the one before");
@@ -164,8 +209,30 @@ mod tests {
     }
 
     #[test]
+    fn fewer_are_unproven_than_there_are_places() {
+        let places = Places::new(Most {
+            all: Count { places: 8, unproven: 3 },
+            of_one: Count { places: 4, unproven: 2 },
+        });
+        let held =
+            |taken: &[(Place, bool)]| taken.iter().filter(|(p, _)| p.lost().now_or_never().is_none()).count();
+        let one: Vec<_> = (0..5).filter_map(|_| places.take(address(1))).collect();
+        assert_eq!(held(&one), 2);
+        let others: Vec<_> = (2..7).filter_map(|last| places.take(address(last))).collect();
+        assert_eq!(held(&one) + held(&others), 3);
+        drop((one, others));
+        // Who proves itself makes room for the next, also twice.
+        let nodes: Vec<_> = (0..6).filter_map(|_| proven(&places, address(1))).collect();
+        nodes.iter().for_each(Place::prove);
+        assert_eq!(nodes.len(), 4);
+        assert!(places.take(address(1)).is_none() && places.take(address(2)).is_some());
+        drop(nodes);
+        assert!(places.taken().all == Count::default() && places.taken().of.is_empty());
+    }
+
+    #[test]
     fn a_network_of_ipv6_is_one_address() {
-        let places = Places::new(100, 3);
+        let places = places(100, 3);
         let of = |last: u16| IpAddr::from([0x2001, 0xdb8, 0, 1, 0, 0, 0, last]);
         let own: Vec<Place> = (0..10).filter_map(|last| proven(&places, of(last))).collect();
         assert_eq!(own.len(), 3);

@@ -10,7 +10,8 @@ use tonic::{Request, Response, Status, Streaming};
 use underpass_proto::underpass::v1::trust_service_server::TrustService;
 use underpass_proto::underpass::v1::{AgentReport, Bundle, TrustUpdate};
 
-use super::{Caller, Service};
+use super::Service;
+use super::door::Caller;
 use crate::ca::Signing;
 use crate::ca::agents::{Session, is_plausible};
 use crate::ca::attest::{Changes, NodeName, Papers, Refusal};
@@ -28,15 +29,7 @@ impl TrustService for Service {
         request: Request<Streaming<AgentReport>>,
     ) -> Result<Response<Self::FollowStream>, Status> {
         let changes = self.attestor.changes();
-        let Caller { node, papers } = self.caller(&request).await.map_err(|refusal| {
-            let status = match &refusal {
-                Refusal::Unavailable(why) => Status::unavailable(why),
-                _ => {
-                    Status::unauthenticated("the caller is not known here: see the controller's log for why")
-                }
-            };
-            self.refuse_stream(&refusal, status)
-        })?;
+        let Caller { node, papers } = Caller::of(&request)?;
         let session = self.agents.enter(&node).ok_or_else(|| {
             let why = format!("node {node} has too many streams open");
             self.refuse_stream(&why, Status::resource_exhausted(&why))

@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod bodies;
 mod following;
 mod requests;
 mod strangers;
@@ -27,7 +28,7 @@ use underpass_proto::well_known::value::Kind;
 use underpass_proto::well_known::{Struct, Value};
 
 use super::*;
-use crate::ca::attest::{ListedNode, Nodes};
+use crate::ca::attest::{ListedNode, Nodes, PublicKeyPin};
 use crate::ca::tests::support::{Scratch, config, id, request, uri, world};
 use crate::certs::Clock;
 use crate::tls::provider;
@@ -82,6 +83,10 @@ impl World {
     }
 
     async fn limited(limit: impl FnOnce(&mut Limits)) -> Self {
+        Self::with(|service| limit(&mut service.limits)).await
+    }
+
+    async fn with(change: impl FnOnce(&mut Service)) -> Self {
         let (scratch, n1, n2) = (world(), Papered::new(), Papered::new());
         let ahead = Arc::new(AtomicI64::new(0));
         let clock = {
@@ -98,7 +103,7 @@ impl World {
         let attestor = Arc::new(Nodes::new(nodes));
         let mut service =
             Service::new(authority.clone(), attestor, agents.clone(), metrics.clone(), Duration::ZERO);
-        limit(&mut service.limits);
+        change(&mut service);
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
         let (certificate, fresh) =

@@ -128,7 +128,7 @@ async fn ten_thousand_silent_connections_do_not_keep_an_agent_out() {
             held.drain(..200);
         }
     }
-    assert!(held.len() > Limits::default().of_an_address, "there are more than there are places");
+    assert!(held.len() > Most::default().of_one.places, "there are more than there are places");
     assert!(ask(old, message(CART, csr(CART))).await.is_ok(), "one that is proven keeps its place");
     assert!(w.ask(&w.n2, TILL).await.is_ok(), "and a new one finds one");
     assert!(w.counted("underpass_ca_connections_turned_away_total") > 9_000);

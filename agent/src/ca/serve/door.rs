@@ -1,0 +1,114 @@
+//! Who may send a message: decided by what TLS and the headers show, before a byte of the message is read.
+
+use std::sync::Arc;
+
+use hyper::body::Incoming;
+use tokio::sync::Semaphore;
+use tonic::{Request, Status};
+
+use super::metrics::Outcome;
+use super::places::Place;
+use super::{Service, TRUST};
+use crate::ca::attest::{NodeName, Papers, PublicKeyPin, Refusal};
+
+/// What belongs to the connection that a request came by.
+#[derive(Clone)]
+pub(super) struct Shown {
+    /// The key of the certificate that the caller has shown in TLS.
+    key: Option<PublicKeyPin>,
+    place: Arc<Place>,
+    /// For requests of a connection that has proven nothing yet.
+    unproven: Arc<Semaphore>,
+}
+
+/// Who it is that calls, and what it has shown.
+#[derive(Clone)]
+pub(super) struct Caller {
+    pub(super) node: NodeName,
+    pub(super) papers: Papers,
+}
+
+impl Shown {
+    pub(super) fn new(key: Option<PublicKeyPin>, place: Arc<Place>) -> Self {
+        Self { key, place, unproven: Arc::new(Semaphore::new(UNPROVEN)) }
+    }
+}
+
+impl Caller {
+    /// Of a request that came through the door.
+    pub(super) fn of<T>(request: &Request<T>) -> Result<Self, Status> {
+        let caller = request.extensions().get::<Self>().cloned();
+        caller.ok_or_else(|| Status::unauthenticated("the caller was not asked who it is"))
+    }
+}
+
+impl Service {
+    /// Notes in the request who sends it.
+    ///
+    /// # Errors
+    /// The whole answer, to whoever is not known.
+    pub(super) async fn admit(
+        &self,
+        shown: &Shown,
+        request: &mut http::Request<Incoming>,
+    ) -> Result<(), Status> {
+        match self.caller(shown, request).await {
+            Ok(caller) => {
+                request.extensions_mut().insert(caller);
+                Ok(())
+            }
+            Err(stranger) => Err(self.send_away(&stranger, request.uri().path())),
+        }
+    }
+
+    async fn caller(&self, shown: &Shown, request: &http::Request<Incoming>) -> Result<Caller, Stranger> {
+        let _unproven = match shown.place.is_proven() {
+            true => None,
+            // Refused rather than queued: what waits takes room.
+            false => Some(shown.unproven.try_acquire().map_err(|_| Stranger::TooMany)?),
+        };
+        let token = request.headers().get("authorization").and_then(|value| value.to_str().ok());
+        let token = token.and_then(|value| value.split_once(' '));
+        let token = token.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")).map(|(_, t)| t.trim());
+        let papers = Papers { key: shown.key, token: token.map(str::to_owned) };
+        if papers.key.is_none() && papers.token.is_none() {
+            return Err(Stranger::NoPapers);
+        }
+        let node = self.attestor.who(&papers).await.map_err(Stranger::Refused)?;
+        shown.place.prove();
+        Ok(Caller { node, papers })
+    }
+
+    /// Why goes to the log; a caller that is not known learns only that.
+    fn send_away(&self, stranger: &Stranger, path: &str) -> Status {
+        let (outcome, status) = match stranger {
+            Stranger::NoPapers | Stranger::Refused(Refusal::Unknown(_) | Refusal::NotYours(_)) => {
+                let told = "the caller is not known here: see the controller's log for why";
+                (Outcome::UnknownCaller, Status::unauthenticated(told))
+            }
+            Stranger::Refused(Refusal::Unavailable(why)) => (Outcome::Unavailable, Status::unavailable(why)),
+            Stranger::TooMany => (Outcome::TooMany, Status::resource_exhausted(stranger.to_string())),
+        };
+        if path.starts_with(TRUST) {
+            self.metrics.stream_refused();
+        } else {
+            self.metrics.decided(outcome);
+        }
+        tracing::warn!(result = outcome.label(), "a caller was refused: {stranger}");
+        status
+    }
+}
+
+/// Why nothing more is read of a request.
+#[derive(Debug, thiserror::Error)]
+enum Stranger {
+    #[error("unknown caller: it shows neither a certificate nor a token")]
+    NoPapers,
+    #[error("it has {UNPROVEN} requests under way and has not shown yet which node it is")]
+    TooMany,
+    #[error(transparent)]
+    Refused(Refusal),
+}
+
+/// An agent that comes back has eight requests under way, and follows.
+pub(super) const UNPROVEN: usize = 16;
