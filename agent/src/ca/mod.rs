@@ -14,6 +14,7 @@ pub mod publish;
 pub mod rotation;
 pub mod serve;
 mod signing;
+mod turns;
 
 pub use authority::{Authority, AuthorityConfig, IssueError, IssuedChain, ServerPapers};
 pub use csr::{CheckedRequest, RequestError, check_request};

@@ -3,14 +3,17 @@
 //!
 //! Nothing that the caller says of itself is believed. What Kubernetes does not say clearly is a refusal.
 
+mod reviews;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt, stream};
-use tokio::sync::Semaphore;
 
+use self::reviews::Reviews;
 use super::{Attestor, Changes, NodeName, Papers, Refusal};
+use crate::certs::Clock;
 use crate::model::spiffe::shorten;
 use crate::model::{SpiffeId, TrustDomain};
 
@@ -115,11 +118,9 @@ impl KubernetesConfig {
 pub struct Kubernetes<A> {
     api: A,
     config: KubernetesConfig,
-    reviews: Semaphore,
+    reviews: Reviews,
 }
 
-/// Callers that are not known yet must not become a flood at the API server.
-const REVIEWS_AT_ONCE: usize = 64;
 /// Tokens of Kubernetes have about a thousand bytes.
 const LONGEST_TOKEN: usize = 8 << 10;
 
@@ -130,7 +131,7 @@ const NODE_UID: &str = "authentication.kubernetes.io/node-uid";
 
 impl<A: KubernetesApi> Kubernetes<A> {
     pub fn new(api: A, config: KubernetesConfig) -> Self {
-        Self { api, config, reviews: Semaphore::new(REVIEWS_AT_ONCE) }
+        Self { api, config, reviews: Reviews::new(Clock::system()) }
     }
 
     async fn caller(&self, papers: &Papers) -> Result<NodeName, Refusal> {
@@ -139,12 +140,11 @@ impl<A: KubernetesApi> Kubernetes<A> {
         if token.len() > LONGEST_TOKEN {
             return Err(unknown(format!("its token has {} bytes: no token of Kubernetes has", token.len())));
         }
-        let review = {
-            // Never closed.
-            let _turn = self.reviews.acquire().await.map_err(|e| Refusal::Unavailable(e.to_string()))?;
-            self.api.review(token, &self.config.audiences).await.map_err(|e| silent("a TokenReview", &e))?
+        let ask = async {
+            let review = self.api.review(token, &self.config.audiences).await;
+            self.judge(&review.map_err(|e| silent("a TokenReview", &e))?)
         };
-        let claimed = self.judge(&review)?;
+        let claimed = self.reviews.answer(token, papers.from, ask).await?;
         let (namespace, name) = (&claimed.account.namespace, &claimed.pod);
         let pod = self.api.pod(namespace, name).await.map_err(|e| silent("a pod", &e))?;
         let pod = pod.ok_or_else(|| {
@@ -253,6 +253,7 @@ impl<A: KubernetesApi> Attestor for Kubernetes<A> {
 }
 
 /// What a token says of the pod that it was given to.
+#[derive(Clone, Debug)]
 struct Claimed {
     account: ServiceAccount,
     pod: String,

@@ -5,6 +5,7 @@ mod kubernetes;
 mod nodes;
 
 use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
 
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
@@ -23,6 +24,23 @@ pub struct Papers {
     pub key: Option<PublicKeyPin>,
     /// The bearer token.
     pub token: Option<String>,
+    /// Proves nothing.
+    pub from: Origin,
+}
+
+/// Where a caller is, so that nobody's questions are in the way of others'.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Origin {
+    pub address: IpAddr,
+    pub connection: u64,
+    /// Whether the connection was a node's before.
+    pub proven: bool,
+}
+
+impl Default for Origin {
+    fn default() -> Self {
+        Self { address: Ipv4Addr::UNSPECIFIED.into(), connection: 0, proven: false }
+    }
 }
 
 /// A node that was proven to call: only an [`Attestor`] makes one.

@@ -64,8 +64,12 @@ impl Service {
                 format!("{identity} is not of the trust domain {domain}, which is all that is issued for");
             return Err(Denied::Asked(why));
         }
-        let _turn = self.turns.wait(node).await.ok_or_else(|| Denied::TooMany(node.clone()))?;
-        self.attestor.runs(node, &identity).await.map_err(Denied::Caller)?;
+        let too_many = || Denied::TooMany(node.clone());
+        {
+            let _turn = self.asking.wait(node).await.ok_or_else(too_many)?;
+            self.attestor.runs(node, &identity).await.map_err(Denied::Caller)?;
+        }
+        let _turn = self.signing.wait(node).await.ok_or_else(too_many)?;
         let checked = check_request(&message.csr, &identity)?;
         let seconds = u64::try_from(message.validity_duration)
             .map_err(|_| Denied::Asked("validity_duration is negative".into()))?;

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use hyper::body::Incoming;
 use tokio::sync::Semaphore;
 use tonic::{Request, Status};
 
@@ -47,12 +46,8 @@ impl Service {
     ///
     /// # Errors
     /// The whole answer, to whoever is not known.
-    pub(super) async fn admit(
-        &self,
-        shown: &Shown,
-        request: &mut http::Request<Incoming>,
-    ) -> Result<(), Status> {
-        match self.caller(shown, request).await {
+    pub(super) async fn admit<B>(&self, shown: &Shown, request: &mut http::Request<B>) -> Result<(), Status> {
+        match self.caller(shown, request.headers()).await {
             Ok(caller) => {
                 request.extensions_mut().insert(caller);
                 Ok(())
@@ -61,21 +56,23 @@ impl Service {
         }
     }
 
-    async fn caller(&self, shown: &Shown, request: &http::Request<Incoming>) -> Result<Caller, Stranger> {
-        let _unproven = match shown.place.is_proven() {
+    async fn caller(&self, shown: &Shown, headers: &http::HeaderMap) -> Result<Caller, Stranger> {
+        let from = shown.place.origin();
+        let _unproven = match from.proven {
             true => None,
             // Refused rather than queued: what waits takes room.
             false => Some(shown.unproven.try_acquire().map_err(|_| Stranger::TooMany)?),
         };
-        let token = request.headers().get("authorization").and_then(|value| value.to_str().ok());
+        let token = headers.get("authorization").and_then(|value| value.to_str().ok());
         let token = token.and_then(|value| value.split_once(' '));
         let token = token.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")).map(|(_, t)| t.trim());
-        let papers = Papers { key: shown.key, token: token.map(str::to_owned) };
+        let mut papers = Papers { key: shown.key, token: token.map(str::to_owned), from };
         if papers.key.is_none() && papers.token.is_none() {
             return Err(Stranger::NoPapers);
         }
         let node = self.attestor.who(&papers).await.map_err(Stranger::Refused)?;
         shown.place.prove();
+        papers.from.proven = true;
         Ok(Caller { node, papers })
     }
 
@@ -112,3 +109,20 @@ enum Stranger {
 
 /// An agent that comes back has eight requests under way, and follows.
 pub(super) const UNPROVEN: usize = 16;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+impl Service {
+    /// For tests of what stands behind the door: a request as it would come through.
+    pub(in crate::ca) async fn let_in<T>(&self, request: Request<T>) -> Result<Request<T>, Status> {
+        let (metadata, _, message) = request.into_parts();
+        let mut asked = http::Request::new(());
+        *asked.headers_mut() = metadata.into_headers();
+        let places = super::Places::new(super::Most::default());
+        let (place, _) = places.take([127, 0, 0, 1].into()).unwrap();
+        self.admit(&Shown::new(None, Arc::new(place)), &mut asked).await?;
+        let (asked, ()) = asked.into_parts();
+        let metadata = tonic::metadata::MetadataMap::from_headers(asked.headers);
+        Ok(Request::from_parts(metadata, asked.extensions, message))
+    }
+}

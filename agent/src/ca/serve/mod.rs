@@ -1,7 +1,7 @@
 //! The controller's one port: TLS 1.3, HTTP/2, Istio's certificate service and our own about roots.
 //!
 //! Callers are bounded before they have proven anything (connections, handshakes, sizes, times), and nothing
-//! that they send is read (`door.rs`); each node is afterwards (`turns.rs`).
+//! that they send is read (`door.rs`); each node is afterwards (`Turns`).
 
 mod certificates;
 mod door;
@@ -10,7 +10,6 @@ mod papers;
 mod places;
 mod tls;
 mod trust;
-mod turns;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -33,10 +32,10 @@ pub(crate) use trust::update;
 
 use self::door::Shown;
 use self::places::{Most, Place, Places};
-use self::turns::Turns;
 use super::Authority;
 use super::agents::Agents;
-use super::attest::Attestor;
+use super::attest::{Attestor, NodeName};
+use super::turns::{Share, Turns};
 
 /// What answers. Clones share it.
 #[derive(Clone)]
@@ -44,7 +43,10 @@ pub struct Service {
     authority: Authority,
     attestor: Arc<dyn Attestor>,
     agents: Agents,
-    turns: Turns,
+    /// To ask what a node runs, which may take somebody else's time.
+    asking: Turns<NodeName>,
+    /// To sign, which takes our own.
+    signing: Turns<NodeName>,
     metrics: Metrics,
     renew_within: Duration,
     limits: Limits,
@@ -83,7 +85,8 @@ impl Service {
             authority,
             attestor,
             agents,
-            turns: Turns::new(at_once),
+            asking: Turns::new(Share { at_once: 64, of_one: 8, waiting: WAITING }),
+            signing: Turns::new(Share { at_once, of_one: 2, waiting: WAITING }),
             metrics,
             renew_within,
             limits: Limits::default(),
@@ -186,6 +189,8 @@ impl Service {
     }
 }
 
+/// Of a node; an agent has eight under way.
+const WAITING: usize = 512;
 const LAST: Duration = Duration::from_secs(5);
 /// An agent usually has eight requests under way, and follows. A client may send more before it has heard of
 /// the limit, which are refused then.

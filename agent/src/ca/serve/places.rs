@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 
+use crate::ca::attest::Origin;
+
 #[derive(Clone)]
 pub(super) struct Places {
     most: Most,
@@ -54,6 +56,7 @@ struct Entry {
 /// Free again when it is dropped.
 pub(super) struct Place {
     id: u64,
+    of: IpAddr,
     places: Places,
     lost: CancellationToken,
 }
@@ -84,7 +87,7 @@ impl Places {
             count.places += 1;
             count.unproven += 1;
         });
-        Some((Place { id, places: self.clone(), lost }, needed.is_some()))
+        Some((Place { id, of, places: self.clone(), lost }, needed.is_some()))
     }
 
     fn taken(&self) -> MutexGuard<'_, Taken> {
@@ -135,6 +138,10 @@ impl Place {
 
     pub(super) fn is_proven(&self) -> bool {
         self.places.taken().places.get(&self.id).is_some_and(|entry| entry.proven)
+    }
+
+    pub(super) fn origin(&self) -> Origin {
+        Origin { address: self.of, connection: self.id, proven: self.is_proven() }
     }
 
     /// When somebody else needs it.

@@ -94,7 +94,7 @@ async fn ask(
     if !token.is_empty() {
         request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
     }
-    Ok(service.create_certificate(request).await?.into_inner().cert_chain)
+    Ok(service.create_certificate(service.let_in(request).await?).await?.into_inner().cert_chain)
 }
 
 fn asking(csr: &str, identity: Kind, seconds: i64) -> IstioCertificateRequest {

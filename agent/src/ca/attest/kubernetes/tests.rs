@@ -3,6 +3,8 @@
 use super::*;
 
 const TOKEN: &str = "a-token";
+/// `{"exp":9999999999}`
+const LASTING: &str = "e30.eyJleHAiOjk5OTk5OTk5OTl9.c2ln";
 const AUDIENCE: &str = "underpass-ca";
 
 /// An API server that says what a test wants.
@@ -83,7 +85,8 @@ impl KubernetesApi for Fake {
     ) -> BoxFuture<'a, Result<TokenReview, ApiError>> {
         async move {
             self.maybe_hang("review").await;
-            assert_eq!((token, audiences), (TOKEN, &[AUDIENCE.to_owned()][..]));
+            assert!([TOKEN, LASTING].contains(&token), "{token}");
+            assert_eq!(audiences, [AUDIENCE]);
             self.review.clone()
         }
         .boxed()
@@ -285,10 +288,21 @@ async fn an_api_server_that_does_not_answer_grants_nothing() {
 #[tokio::test(start_paused = true)]
 async fn a_flood_of_tokens_waits_its_turn_and_no_longer_than_the_deadline() {
     let attestor = attestor(Fake::hanging("review"));
-    let papers = papers(TOKEN);
-    let asked = futures::future::join_all((0..1000).map(|_| attestor.who(&papers))).await;
+    let papers: Vec<_> = (0..1000).map(|at| papers(&format!("token-{at}"))).collect();
+    let asked = futures::future::join_all(papers.iter().map(|papers| attestor.who(papers))).await;
     assert!(asked.iter().all(|said| matches!(said, Err(Refusal::Unavailable(_)))));
-    assert_eq!(attestor.reviews.available_permits(), REVIEWS_AT_ONCE);
+}
+
+/// A token's review is remembered for a moment, its pod is not.
+#[tokio::test]
+async fn a_pod_that_is_gone_is_nobody_though_its_token_was_good_just_now() {
+    let mut attestor = attestor(Fake::good());
+    let token = papers(LASTING);
+    assert!(attestor.who(&token).await.is_ok());
+    attestor.api.review = Err(ApiError("it is not asked again".into()));
+    assert!(attestor.who(&token).await.is_ok());
+    attestor.api.pods.as_mut().unwrap().remove(0);
+    assert!(matches!(attestor.who(&token).await, Err(Refusal::Unknown(_))));
 }
 
 #[tokio::test]

@@ -6,8 +6,10 @@ use rcgen::SanType;
 use tonic::Code;
 
 use super::*;
+use crate::ca::attest::{Changes, NodeName, Papers, Refusal};
 use crate::ca::hierarchy::{self, INTERMEDIATE_LIFETIME, ROOT_LIFETIME};
 use crate::ca::tests::support::{DAY, domain};
+use crate::model::SpiffeId;
 
 #[tokio::test]
 async fn a_node_gets_what_it_runs_and_nothing_else() {
@@ -166,6 +168,51 @@ async fn the_servers_certificate_changes_with_the_authority() {
     eventually(|| async { w.server_rests_on(&new).await }).await;
     assert!(w.server_rests_on(&both).await && !w.server_rests_on(&old).await);
     assert!(w.ask(&w.n1, CART).await.is_ok());
+}
+
+/// Of n1 it never says what runs there.
+struct Silent(Nodes);
+
+impl Attestor for Silent {
+    fn who<'a>(&'a self, papers: &'a Papers) -> BoxFuture<'a, Result<NodeName, Refusal>> {
+        self.0.who(papers)
+    }
+
+    fn runs<'a>(&'a self, node: &'a NodeName, identity: &'a SpiffeId) -> BoxFuture<'a, Result<(), Refusal>> {
+        match node.as_str() {
+            "n1" => std::future::pending().boxed(),
+            _ => self.0.runs(node, identity),
+        }
+    }
+
+    fn expected(&self) -> BoxFuture<'_, Result<Vec<String>, Refusal>> {
+        self.0.expected()
+    }
+
+    fn changes(&self) -> Changes {
+        self.0.changes()
+    }
+}
+
+#[tokio::test]
+async fn whoever_waits_for_what_a_node_runs_keeps_nobody_from_signing() {
+    let mut list = None;
+    let w = World::with(|service| {
+        let (send, nodes) = watch::channel(Vec::new());
+        service.attestor = Arc::new(Silent(Nodes::new(nodes)));
+        list = Some(send);
+    })
+    .await;
+    list.unwrap().send_replace(w.list.borrow().clone());
+    let channel = w.channel(Some(&w.n1.shows()));
+    let mut waiting: futures::stream::FuturesUnordered<_> =
+        (0..48).map(|_| ask(channel.clone(), message(CART, csr(CART)))).collect();
+    for _ in 0..10 {
+        tokio::select! {
+            answer = futures::StreamExt::next(&mut waiting) => panic!("n1 got {answer:?}"),
+            answer = w.ask(&w.n2, TILL) => assert!(answer.is_ok(), "{answer:?}"),
+        }
+    }
 }
 
 impl World {
