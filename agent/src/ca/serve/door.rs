@@ -1,18 +1,21 @@
 //! Who may send a message: decided by what TLS and the headers show, before a byte of the message is read.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 use tonic::{Request, Status};
 
-use super::metrics::Outcome;
+use super::metrics::{Following, Outcome};
 use super::places::Place;
+use super::refusals::Cause;
 use super::{Service, TRUST};
 use crate::ca::attest::{NodeName, Papers, PublicKeyPin, Refusal};
 
 /// What belongs to the connection that a request came by.
 #[derive(Clone)]
 pub(super) struct Shown {
+    from: SocketAddr,
     /// The key of the certificate that the caller has shown in TLS.
     key: Option<PublicKeyPin>,
     place: Arc<Place>,
@@ -28,8 +31,8 @@ pub(super) struct Caller {
 }
 
 impl Shown {
-    pub(super) fn new(key: Option<PublicKeyPin>, place: Arc<Place>) -> Self {
-        Self { key, place, unproven: Arc::new(Semaphore::new(UNPROVEN)) }
+    pub(super) fn new(from: SocketAddr, key: Option<PublicKeyPin>, place: Arc<Place>) -> Self {
+        Self { from, key, place, unproven: Arc::new(Semaphore::new(UNPROVEN)) }
     }
 }
 
@@ -52,7 +55,7 @@ impl Service {
                 request.extensions_mut().insert(caller);
                 Ok(())
             }
-            Err(stranger) => Err(self.send_away(&stranger, request.uri().path())),
+            Err(stranger) => Err(self.send_away(&stranger, shown.from, request.uri().path())),
         }
     }
 
@@ -77,21 +80,30 @@ impl Service {
     }
 
     /// Why goes to the log; a caller that is not known learns only that.
-    fn send_away(&self, stranger: &Stranger, path: &str) -> Status {
-        let (outcome, status) = match stranger {
-            Stranger::NoPapers | Stranger::Refused(Refusal::Unknown(_) | Refusal::NotYours(_)) => {
-                let told = "the caller is not known here: see the controller's log for why";
-                (Outcome::UnknownCaller, Status::unauthenticated(told))
+    fn send_away(&self, stranger: &Stranger, from: SocketAddr, path: &str) -> Status {
+        let unknown =
+            || Status::unauthenticated("the caller is not known here: see the controller's log for why");
+        let (cause, outcome, following, status) = match stranger {
+            Stranger::NoPapers => {
+                (Cause::NoPapers, Outcome::UnknownCaller, Following::UnknownCaller, unknown())
             }
-            Stranger::Refused(Refusal::Unavailable(why)) => (Outcome::Unavailable, Status::unavailable(why)),
-            Stranger::TooMany => (Outcome::TooMany, Status::resource_exhausted(stranger.to_string())),
+            Stranger::Refused(Refusal::Unknown(_) | Refusal::NotYours(_)) => {
+                (Cause::Unknown, Outcome::UnknownCaller, Following::UnknownCaller, unknown())
+            }
+            Stranger::Refused(Refusal::Unavailable(why)) => {
+                (Cause::Unavailable, Outcome::Unavailable, Following::Unavailable, Status::unavailable(why))
+            }
+            Stranger::TooMany => {
+                let status = Status::resource_exhausted(stranger.to_string());
+                (Cause::TooMany, Outcome::TooMany, Following::TooMany, status)
+            }
         };
         if path.starts_with(TRUST) {
-            self.metrics.stream_refused();
+            self.metrics.follows(following);
         } else {
             self.metrics.decided(outcome);
         }
-        tracing::warn!(result = outcome.label(), "a caller was refused: {stranger}");
+        self.refusals.note(cause, from, stranger);
         status
     }
 }
@@ -120,7 +132,7 @@ impl Service {
         *asked.headers_mut() = metadata.into_headers();
         let places = super::Places::new(super::Most::default());
         let (place, _) = places.take([127, 0, 0, 1].into()).unwrap();
-        self.admit(&Shown::new(None, Arc::new(place)), &mut asked).await?;
+        self.admit(&Shown::new(([127, 0, 0, 1], 7).into(), None, Arc::new(place)), &mut asked).await?;
         let (asked, ()) = asked.into_parts();
         let metadata = tonic::metadata::MetadataMap::from_headers(asked.headers);
         Ok(Request::from_parts(metadata, asked.extensions, message))

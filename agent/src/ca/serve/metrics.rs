@@ -1,14 +1,16 @@
 //! What the controller counts.
 
-use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{IntCounterVec, IntGauge, Opts, Registry};
+
+use super::refusals::Cause;
 
 /// Clones share it.
 #[derive(Clone)]
 pub struct Metrics {
     registry: Registry,
     decisions: IntCounterVec,
-    streams_refused: IntCounter,
-    turned_away: IntCounter,
+    streams: IntCounterVec,
+    refused: IntCounterVec,
     agents: IntGauge,
     ends: IntGauge,
 }
@@ -49,24 +51,48 @@ impl Outcome {
     }
 }
 
+/// What can come of an agent that wants to follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Following {
+    Accepted,
+    UnknownCaller,
+    Unavailable,
+    TooMany,
+}
+
+impl Following {
+    const ALL: [Self; 4] = [Self::Accepted, Self::UnknownCaller, Self::Unavailable, Self::TooMany];
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::UnknownCaller => "unknown_caller",
+            Self::Unavailable => "unavailable",
+            Self::TooMany => "too_many",
+        }
+    }
+}
+
 impl Metrics {
     pub fn new() -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
-        let decisions = IntCounterVec::new(
-            Opts::new("underpass_ca_requests_total", "Requests for a certificate, by what came of them."),
-            &["result"],
+        let decisions = counters(
+            "underpass_ca_requests_total",
+            "Requests for a certificate, by what came of them.",
+            "result",
+            &Outcome::ALL.map(Outcome::label),
         )?;
-        // From the start, or the first of a kind would be no increase.
-        for outcome in Outcome::ALL {
-            decisions.with_label_values(&[outcome.label()]);
-        }
-        let streams_refused = IntCounter::new(
-            "underpass_ca_streams_refused_total",
-            "Agents that wanted to follow and were refused, because they are not known or have too many streams.",
+        let streams = counters(
+            "underpass_ca_streams_total",
+            "Agents that wanted to follow, by what came of it.",
+            "result",
+            &Following::ALL.map(Following::label),
         )?;
-        let turned_away = IntCounter::new(
-            "underpass_ca_connections_turned_away_total",
-            "Connections closed because there were too many, of all or of one address, before they had proven to be a node's.",
+        let refused = counters(
+            "underpass_ca_refused_total",
+            "Connections and requests of callers that got nothing before it was known who they are, by why.",
+            "cause",
+            &Cause::ALL.map(Cause::label),
         )?;
         let agents = IntGauge::new("underpass_ca_agents", "Agents that follow this controller now.")?;
         let ends = IntGauge::new(
@@ -74,11 +100,11 @@ impl Metrics {
             "When the authority's chain ends, in seconds since 1970.",
         )?;
         registry.register(Box::new(decisions.clone()))?;
-        registry.register(Box::new(streams_refused.clone()))?;
-        registry.register(Box::new(turned_away.clone()))?;
+        registry.register(Box::new(streams.clone()))?;
+        registry.register(Box::new(refused.clone()))?;
         registry.register(Box::new(agents.clone()))?;
         registry.register(Box::new(ends.clone()))?;
-        Ok(Self { registry, decisions, streams_refused, turned_away, agents, ends })
+        Ok(Self { registry, decisions, streams, refused, agents, ends })
     }
 
     /// Prometheus' text.
@@ -92,13 +118,27 @@ impl Metrics {
         self.decisions.with_label_values(&[outcome.label()]).inc();
     }
 
-    pub(super) fn stream_refused(&self) {
-        self.streams_refused.inc();
+    pub(super) fn follows(&self, following: Following) {
+        self.streams.with_label_values(&[following.label()]).inc();
     }
 
-    pub(super) fn turned_away(&self) {
-        self.turned_away.inc();
+    pub(super) fn refused(&self, cause: Cause) {
+        self.refused.with_label_values(&[cause.label()]).inc();
     }
+}
+
+/// From the start with every value, or the first of a kind would be no increase.
+fn counters(
+    name: &str,
+    help: &str,
+    label: &str,
+    values: &[&str],
+) -> Result<IntCounterVec, prometheus::Error> {
+    let counters = IntCounterVec::new(Opts::new(name, help), &[label])?;
+    for value in values {
+        counters.with_label_values(&[value]);
+    }
+    Ok(counters)
 }
 
 #[cfg(test)]

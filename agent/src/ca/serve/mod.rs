@@ -8,6 +8,7 @@ mod door;
 mod metrics;
 mod papers;
 mod places;
+mod refusals;
 mod tls;
 mod trust;
 
@@ -32,6 +33,7 @@ pub(crate) use trust::update;
 
 use self::door::Shown;
 use self::places::{Most, Place, Places};
+use self::refusals::{Cause, Refusals};
 use super::Authority;
 use super::agents::Agents;
 use super::attest::{Attestor, NodeName};
@@ -48,6 +50,7 @@ pub struct Service {
     /// To sign, which takes our own.
     signing: Turns<NodeName>,
     metrics: Metrics,
+    refusals: Refusals,
     renew_within: Duration,
     limits: Limits,
 }
@@ -87,6 +90,7 @@ impl Service {
             agents,
             asking: Turns::new(Share { at_once: 64, of_one: 8, waiting: WAITING }),
             signing: Turns::new(Share { at_once, of_one: 2, waiting: WAITING }),
+            refusals: Refusals::new(metrics.clone()),
             metrics,
             renew_within,
             limits: Limits::default(),
@@ -113,7 +117,11 @@ impl Service {
             // Closed rather than queued: agents come again, and with a backoff.
             let place = places.take(from.ip());
             if place.as_ref().is_none_or(|(_, other_lost_it)| *other_lost_it) {
-                self.metrics.turned_away();
+                self.refusals.note(
+                    Cause::TurnedAway,
+                    from,
+                    &"there are too many connections that have proven nothing",
+                );
             }
             let Some((place, _)) = place else { continue };
             let (service, tls, stop) = (self.clone(), tls.clone(), stop.clone());
@@ -137,15 +145,15 @@ impl Service {
         place: Arc<Place>,
         stop: CancellationToken,
     ) {
-        let limits = self.limits;
+        let (limits, refusals) = (self.limits, self.refusals.clone());
         let _ = stream.set_nodelay(true);
         let stream = match tokio::time::timeout(limits.handshake, tls.accept(stream)).await {
             Ok(Ok(stream)) => stream,
-            Ok(Err(e)) => return tracing::debug!(%from, "TLS handshake: {e}"),
-            Err(_) => return tracing::debug!(%from, "no TLS handshake in time"),
+            Ok(Err(e)) => return self.refusals.note(Cause::Tls, from, &format_args!("TLS handshake: {e}")),
+            Err(_) => return self.refusals.note(Cause::TlsTimeout, from, &"no TLS handshake in time"),
         };
         let key = stream.get_ref().1.peer_certificates().and_then(|chain| tls::key_of(chain.first()?));
-        let shown = Shown::new(key, Arc::clone(&place));
+        let shown = Shown::new(from, key, Arc::clone(&place));
         let service = service_fn(move |mut request: http::Request<Incoming>| {
             let (service, shown) = (self.clone(), shown.clone());
             async move {
@@ -179,7 +187,9 @@ impl Service {
         };
         tokio::select! {
             _ = connection.as_mut() => {}
-            () = unproven => tracing::debug!(%from, "it has not shown in time which node it is"),
+            () = unproven => {
+                refusals.note(Cause::Unproven, from, &"it has not shown in time which node it is");
+            }
             () = stop.cancelled() => {
                 connection.as_mut().graceful_shutdown();
                 // Streams of followers do not end by themselves.

@@ -12,6 +12,7 @@ use underpass_proto::underpass::v1::{AgentReport, Bundle, TrustUpdate};
 
 use super::Service;
 use super::door::Caller;
+use super::metrics::Following;
 use crate::ca::Signing;
 use crate::ca::agents::{Session, is_plausible};
 use crate::ca::attest::{Changes, NodeName, Papers, Refusal};
@@ -32,8 +33,11 @@ impl TrustService for Service {
         let Caller { node, papers } = Caller::of(&request)?;
         let session = self.agents.enter(&node).ok_or_else(|| {
             let why = format!("node {node} has too many streams open");
-            self.refuse_stream(&why, Status::resource_exhausted(&why))
+            self.metrics.follows(Following::TooMany);
+            tracing::warn!("a follower was refused: {why}");
+            Status::resource_exhausted(why)
         })?;
+        self.metrics.follows(Following::Accepted);
         tracing::info!(%node, "an agent follows");
         let (send, mut updates) = mpsc::channel(1);
         let follower = Follower { service: self.clone(), papers, node, session, changes };
@@ -101,12 +105,6 @@ impl Follower {
 }
 
 impl Service {
-    fn refuse_stream(&self, why: &dyn std::fmt::Display, status: Status) -> Status {
-        self.metrics.stream_refused();
-        tracing::warn!("a follower was refused: {why}");
-        status
-    }
-
     fn update(&self, state: &mut watch::Receiver<Arc<Signing>>) -> TrustUpdate {
         let signing = Arc::clone(&state.borrow_and_update());
         update(&signing, &self.authority.config().trust_domain, self.renew_within)

@@ -107,6 +107,9 @@ async fn a_stranger_follows_nobody() {
         assert_eq!(refused.code(), Code::Unauthenticated, "{refused}");
     }
     assert_eq!(w.agents.connected(), 0);
+    assert_eq!(w.counted(r#"underpass_ca_streams_total{result="unknown_caller"}"#), 2);
+    let _known = w.follow(&w.n1).await.unwrap();
+    assert_eq!(w.counted(r#"underpass_ca_streams_total{result="accepted"}"#), 1);
 }
 
 #[tokio::test]

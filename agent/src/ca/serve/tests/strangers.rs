@@ -19,6 +19,9 @@ async fn nobody_who_is_not_in_the_list_gets_anything() {
         assert!(!refused.message().contains("sha256"), "{what} is told more than that: {refused}");
     }
     assert_eq!(w.counted(r#"underpass_ca_requests_total{result="unknown_caller"}"#), 2);
+    for cause in ["no_papers", "unknown"] {
+        assert_eq!(w.counted(&format!("underpass_ca_refused_total{{cause=\"{cause}\"}}")), 1, "{cause}");
+    }
 }
 
 /// Certificates are no secret: whoever has seen one go by can show it.
@@ -29,6 +32,7 @@ async fn a_stolen_certificate_without_its_key_ends_the_handshake() {
     let refused = ask(w.channel(Some(&thief)), message(CART, csr(CART))).await.unwrap_err();
     assert!(matches!(refused.code(), Code::Unknown | Code::Unavailable), "{refused}");
     assert_eq!(w.counted(r#"underpass_ca_requests_total{result="unknown_caller"}"#), 0, "it came no further");
+    assert_eq!(w.counted(r#"underpass_ca_refused_total{cause="tls"}"#), 1);
     // The first certificate is the one whose key is proven.
     let mut below = Papered::new().shows();
     below.chain.push(w.n1.certificate.clone());
@@ -98,6 +102,7 @@ async fn a_handshake_that_does_not_come_to_an_end_is_ended() {
         let mut rest = Vec::new();
         in_time(stream.read_to_end(&mut rest)).await.ok();
     }
+    assert_eq!(w.counted(r#"underpass_ca_refused_total{cause="tls_timeout"}"#), 2);
 }
 
 #[tokio::test]
@@ -109,6 +114,7 @@ async fn who_proves_nothing_is_let_go_and_a_node_is_not() {
     let mut silent = w.dial(Some(&shows)).tls().await.unwrap();
     let mut rest = Vec::new();
     in_time(silent.read_to_end(&mut rest)).await.ok();
+    assert_eq!(w.counted(r#"underpass_ca_refused_total{cause="unproven"}"#), 1);
     assert!(ask(channel, message(CART, csr(CART))).await.is_ok());
 }
 
@@ -131,7 +137,7 @@ async fn ten_thousand_silent_connections_do_not_keep_an_agent_out() {
     assert!(held.len() > Most::default().of_one.places, "there are more than there are places");
     assert!(ask(old, message(CART, csr(CART))).await.is_ok(), "one that is proven keeps its place");
     assert!(w.ask(&w.n2, TILL).await.is_ok(), "and a new one finds one");
-    assert!(w.counted("underpass_ca_connections_turned_away_total") > 9_000);
+    assert!(w.counted(r#"underpass_ca_refused_total{cause="turned_away"}"#) > 9_000);
     let other = Dial { from: Ipv4Addr::new(127, 0, 0, 2).into(), ..w.dial(Some(&w.n1.shows())) };
     assert!(ask(other.channel(), message(CART, csr(CART))).await.is_ok());
 }
