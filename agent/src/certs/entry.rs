@@ -11,6 +11,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};
 
 use super::clock::{Deadline, LOOK};
+use super::failures::Setback;
 use super::identity::vouched;
 use super::slots::Urgency;
 use super::view::{CertState, CertView, link_views, rfc3339, seconds};
@@ -53,6 +54,8 @@ struct Progress {
     next: Option<Deadline>,
     /// Whether `next` is there so that a failing issuer is not asked in a tight loop.
     is_retry: bool,
+    /// Since when the issuer owes an answer.
+    asked: Option<Instant>,
     /// The start of the newest certificate's validity against our clock when it was asked for, in seconds.
     /// Above zero, the issuer's clock is ahead of ours by so much at least.
     ahead: Option<f64>,
@@ -85,7 +88,8 @@ impl Held {
 }
 
 impl Entry {
-    pub(super) fn new(identity: SpiffeId, workshop: &Workshop) -> Self {
+    /// `before` is what a former holder has left.
+    pub(super) fn new(identity: SpiffeId, workshop: &Workshop, before: Option<Setback>) -> Self {
         Self {
             identity,
             held: ArcSwap::default(),
@@ -93,11 +97,12 @@ impl Entry {
             roots: Mutex::default(),
             found: Mutex::default(),
             progress: Mutex::new(Progress {
-                failures: 0,
+                failures: before.as_ref().map_or(0, |b| b.failures),
                 strangers: 0,
-                last_error: None,
-                next: None,
-                is_retry: false,
+                is_retry: before.is_some(),
+                next: before.as_ref().map(|b| b.next),
+                last_error: before.map(|b| b.error),
+                asked: None,
                 ahead: None,
                 skew_told: None,
             }),
@@ -158,12 +163,34 @@ impl Entry {
         }
     }
 
+    pub(super) fn last_error(&self) -> Option<CertError> {
+        self.progress().last_error.clone()
+    }
+
+    /// What a later holder goes on with: the back-off of an issuer that failed, also by no answer.
+    pub(super) fn setback(&self, workshop: &Workshop) -> Option<Setback> {
+        let mut progress = self.progress();
+        if let Some(took) = progress.asked.map(|at| at.elapsed()).filter(|took| *took >= SLOW) {
+            progress.failures = progress.failures.saturating_add(1);
+            progress.last_error = Some(CertError::Deadline(took));
+            let at = renewal::retry_at(workshop.clock.now(), progress.failures, None, (workshop.die)());
+            progress.next = Some(workshop.clock.deadline(at));
+        }
+        let Progress { failures, last_error: Some(error), next: Some(next), .. } = &*progress else {
+            return None;
+        };
+        Some(Setback { failures: *failures, error: error.clone(), next: *next })
+    }
+
     pub(super) fn urgency(&self) -> &Urgency {
         &self.urgency
     }
 
     /// Fetches, and renews for ever. The manager aborts it with the last lease.
     pub(super) async fn keep_fresh(self: Arc<Self>, workshop: Arc<Workshop>) {
+        if self.progress().is_retry {
+            self.rest(&workshop).await;
+        }
         loop {
             let started = Instant::now();
             self.nudged.store(false, Ordering::Relaxed);
@@ -223,6 +250,7 @@ impl Entry {
     async fn fetch(&self, workshop: &Workshop) -> Result<Fetched, CertError> {
         let _slot = workshop.slots.take(self.urgency.clone()).await;
         let asked = workshop.clock.now();
+        self.progress().asked = Some(Instant::now());
         // A panic in an issuer must not end the renewals of an identity for ever.
         let call = AssertUnwindSafe(async { workshop.issuer.issue(&self.identity).await }).catch_unwind();
         let issued = match tokio::time::timeout(workshop.deadline, call).await {
@@ -251,6 +279,7 @@ impl Entry {
         let held = self.held.load_full();
         let usable = held.at(now).map(|i| i.certificate().not_after());
         let mut progress = self.progress();
+        progress.asked = None;
         let error = match &taken {
             Ok((certificate, ahead)) => {
                 progress.ahead = Some(*ahead);
@@ -477,6 +506,9 @@ impl Entry {
         self.roots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// A call that has taken so long and is given up counts as failed.
+const SLOW: Duration = Duration::from_secs(5);
 
 /// Between two complaints about one identity's clock skew.
 const QUIET: Duration = Duration::from_secs(600);

@@ -9,14 +9,14 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
-use tokio::time::Instant;
 
 use super::entry::{Entry, VouchedBy};
+use super::failures::Failures;
 use super::slots::Slots;
 use super::trust::{self, TrustFiles};
 use super::view::{TrustView, samples};
 use super::workshop::{Signing, Workshop};
-use super::{CertError, CertState, CertView, Clock, Identity, Issuer, Nudge};
+use super::{CertError, CertView, Clock, Identity, Issuer, Nudge};
 use crate::model::SpiffeId;
 use crate::telemetry::{CertificateSamples, Telemetry};
 use crate::tls::{InUse, TrustBundles};
@@ -46,9 +46,8 @@ struct Inner {
     workshop: Arc<Workshop>,
     runtime: Handle,
     held: Mutex<HashMap<SpiffeId, Held>>,
-    /// Identities that were let go without ever having had a certificate, and why: a pod that is refused
-    /// one is tried anew every few seconds, and somebody may look in between.
-    failed: Mutex<HashMap<SpiffeId, (Instant, CertView)>>,
+    /// Locked after `held`.
+    failures: Failures,
     /// Ends with the last handle.
     attendant: Mutex<Option<AbortHandle>>,
 }
@@ -121,7 +120,7 @@ impl Manager {
             workshop: Arc::new(workshop),
             runtime,
             held: Mutex::default(),
-            failed: Mutex::default(),
+            failures: Failures::default(),
             attendant: Mutex::default(),
         });
         let attendant = inner.runtime.spawn(attend(Arc::downgrade(&inner), inner.workshop.clone(), nudges));
@@ -133,12 +132,13 @@ impl Manager {
         Self { inner }
     }
 
-    /// Holds a certificate for `identity` until the lease is dropped. The first lease starts the fetch;
-    /// this call itself does not wait.
+    /// Holds a certificate for `identity` until the lease is dropped. The first lease starts the fetch, or
+    /// goes on with the back-off in which the last one before it has left; this call itself does not wait.
     pub fn lease(&self, identity: &SpiffeId) -> Lease {
         let mut held = self.inner.held();
         let slot = held.entry(identity.clone()).or_insert_with(|| {
-            let entry = Arc::new(Entry::new(identity.clone(), &self.inner.workshop));
+            let before = self.inner.failures.take(identity);
+            let entry = Arc::new(Entry::new(identity.clone(), &self.inner.workshop, before));
             let task = self.inner.runtime.spawn(entry.clone().keep_fresh(self.inner.workshop.clone()));
             Held { entry, task: task.abort_handle(), leases: 0 }
         });
@@ -182,21 +182,14 @@ impl Manager {
 }
 
 impl Inner {
+    /// Remembers what `entry` owes its issuer, if it does. Called with `held` locked, so that no lease that
+    /// is taken meanwhile misses it.
     fn let_go(&self, entry: &Entry) {
         let Workshop { issuer, clock, .. } = &*self.workshop;
-        let view = entry.view(issuer.name(), 0, clock.now());
-        let mut failed = self.failed();
-        failed.retain(|_, (at, _)| at.elapsed() < REMEMBERED);
-        if view.state == CertState::Failed {
-            let view = CertView { renewal_due: None, ..view };
-            failed.insert(entry.identity().clone(), (Instant::now(), view));
-        } else {
-            failed.remove(entry.identity());
+        if let Some(setback) = entry.setback(&self.workshop) {
+            let view = entry.view(issuer.name(), 0, clock.now());
+            self.failures.remember(entry.identity(), setback, view);
         }
-    }
-
-    fn failed(&self) -> MutexGuard<'_, HashMap<SpiffeId, (Instant, CertView)>> {
-        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn list(&self) -> Vec<CertView> {
@@ -207,9 +200,7 @@ impl Inner {
         let mut views: Vec<CertView> =
             entries.iter().map(|(entry, leases)| entry.view(issuer.name(), *leases, now)).collect();
         let held: BTreeSet<_> = entries.iter().map(|(entry, _)| entry.identity()).collect();
-        let failed = self.failed();
-        let told = failed.iter().filter(|(id, (at, _))| at.elapsed() < REMEMBERED && !held.contains(id));
-        views.extend(told.map(|(_, (_, view))| view.clone()));
+        views.extend(self.failures.told().into_iter().filter(|view| !held.contains(&view.identity)));
         views.sort_by(|a, b| a.identity.cmp(&b.identity));
         views
     }
@@ -255,8 +246,11 @@ async fn heed(inner: Weak<Inner>, workshop: Arc<Workshop>, nudges: Option<Unboun
         match nudge {
             Nudge::Identity(identity) => {
                 let entry = inner.upgrade().and_then(|i| i.held().get(&identity).map(|h| h.entry.clone()));
-                if let Some(entry) = entry {
-                    entry.nudge();
+                match (entry, inner.upgrade()) {
+                    (Some(entry), _) => entry.nudge(),
+                    // There is one now: whoever comes for it need not wait.
+                    (None, Some(inner)) => drop(inner.failures.take(&identity)),
+                    (None, None) => {}
                 }
             }
             Nudge::SignedByOthers { authority, within } => {
@@ -313,6 +307,11 @@ impl Lease {
     pub async fn warm_up(&self) -> Result<Arc<Identity>, CertError> {
         self.entry.ready(&self.manager.workshop.clock).await
     }
+
+    /// Why the latest attempt failed, if it did. The manager tries again when its back-off has passed.
+    pub fn last_error(&self) -> Option<CertError> {
+        self.entry.last_error()
+    }
 }
 
 impl Lease {
@@ -352,15 +351,11 @@ impl Drop for Lease {
             if slot.leases == 0 {
                 slot.task.abort();
                 held.remove(&self.identity);
-                drop(held);
                 self.manager.let_go(&self.entry);
             }
         }
     }
 }
-
-/// How long a failure is told after its identity was let go: longer than a pod waits for its next try.
-const REMEMBERED: Duration = Duration::from_secs(30);
 
 impl Inner {
     fn held(&self) -> MutexGuard<'_, HashMap<SpiffeId, Held>> {

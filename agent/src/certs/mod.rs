@@ -8,6 +8,7 @@ mod clock;
 mod controller;
 mod embedded;
 mod entry;
+mod failures;
 mod identity;
 mod issuer;
 mod istio;

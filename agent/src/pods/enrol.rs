@@ -107,10 +107,13 @@ impl Attempt {
         let Self { setting, pod, netns, snapshot, turn, outdated } = self;
         let lease = setting.certs.lease(&pod.identity);
         let identity = || pod.identity.to_string();
+        let failed = |source| EnrolError::Certificate { identity: identity(), source: Box::new(source) };
+        let late = || EnrolError::CertificateLate { identity: identity(), after: setting.certificate_wait };
         tokio::select! {
             ready = tokio::time::timeout(setting.certificate_wait, lease.warm_up()) => ready
-                .map_err(|_| EnrolError::CertificateLate { identity: identity(), after: setting.certificate_wait })?
-                .map_err(|source| EnrolError::Certificate { identity: identity(), source: Box::new(source) })?,
+                // Perhaps the issuer is not to be asked again yet.
+                .map_err(|_| lease.last_error().map_or_else(late, failed))?
+                .map_err(failed)?,
             () = outdated.cancelled() => return Err(EnrolError::Outdated),
         };
 

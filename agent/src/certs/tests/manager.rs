@@ -1,7 +1,7 @@
 //! The manager over hours and years of paused time.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustls_pki_types::CertificateDer;
@@ -9,7 +9,9 @@ use tokio::time::{sleep, timeout};
 use zeroize::Zeroizing;
 
 use super::support::{CART, HOUR, Scratch, Scripted, TILL, clock, epoch, id, manager};
-use crate::certs::{CertError, CertState, Clock, Config, EmbeddedConfig, EmbeddedIssuer, Issued, Manager};
+use crate::certs::{
+    CertError, CertState, Clock, Config, EmbeddedConfig, EmbeddedIssuer, Issued, Manager, backoff, rfc3339,
+};
 use crate::tls::{TlsError, hex};
 
 #[tokio::test(start_paused = true)]
@@ -290,7 +292,8 @@ async fn what_was_refused_is_told_for_a_while_after_nobody_holds_it() {
     assert!(told[0].last_error.as_ref().unwrap().contains("not yours"));
     // Somebody holds it again: it is told once, as it is now.
     let lease = manager.lease(&id(CART));
-    assert_eq!(state(&manager), [CertState::Fetching]);
+    assert_eq!(state(&manager), [CertState::Failed]);
+    assert_eq!(manager.list()[0].renewal_due, told[0].renewal_due);
     lease.ready().await.unwrap();
     drop(lease);
     assert!(manager.list().is_empty(), "it was let go in good order");
@@ -298,6 +301,104 @@ async fn what_was_refused_is_told_for_a_while_after_nobody_holds_it() {
     let lease = manager.lease(&id(TILL));
     drop(lease);
     assert!(manager.list().is_empty(), "nothing had failed");
+}
+
+/// As the pod manager does: it lets the lease go between its tries.
+#[tokio::test(start_paused = true)]
+async fn a_back_off_outlives_the_lease() {
+    let (scratch, clock) = (Scratch::new(), clock());
+    let sound = EmbeddedIssuer::with_clock(&scratch.config(), clock.clone()).unwrap();
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let (told, since) = (asked.clone(), clock.clone());
+    let well = epoch() + Duration::from_secs(1800);
+    let issuer = Scripted::with(sound, move |_, answer| {
+        told.lock().unwrap().push(since.now().duration_since(epoch()).unwrap().as_secs());
+        if since.now() < well { Err(CertError::Issuer("not yours".into())) } else { answer }
+    });
+    let manager = manager(&issuer, &clock);
+    loop {
+        let lease = manager.lease(&id(CART));
+        match timeout(Duration::from_secs(10), lease.warm_up()).await {
+            Ok(Ok(_)) => break,
+            Ok(Err(error)) => assert!(error.to_string().contains("not yours"), "{error}"),
+            Err(_late) => assert!(lease.last_error().unwrap().to_string().contains("not yours")),
+        }
+        drop(lease);
+        let view = manager.list().remove(0);
+        assert_eq!((view.state, view.leases), (CertState::Failed, 0));
+        assert!(view.renewal_due.unwrap() >= rfc3339(clock.now()), "it says when the issuer is asked next");
+        sleep(Duration::from_secs(5)).await;
+    }
+    let asked = std::mem::take(&mut *asked.lock().unwrap());
+    let pauses: Vec<u64> = asked.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    // Each as long as its back-off, and up to 5 s more when nobody holds it as that ends.
+    for (nth, pause) in pauses.iter().enumerate() {
+        let least = backoff(nth as u32 + 1, 0.5).as_secs();
+        assert!((least..=least + 6).contains(pause), "pause {nth}: {pause} s of {pauses:?}");
+    }
+    assert!(pauses.len() > 10, "{pauses:?}");
+
+    // Success has ended it: the next failure is a first one.
+    drop(manager.lease(&id(CART)));
+    assert!(manager.list().is_empty());
+    let lease = manager.lease(&id(CART));
+    assert_eq!(state(&manager), [CertState::Fetching]);
+    lease.ready().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_back_off_that_nobody_asks_for_is_forgotten_at_last() {
+    let (scratch, clock) = (Scratch::new(), clock());
+    let sound = EmbeddedIssuer::with_clock(&scratch.config(), clock.clone()).unwrap();
+    let issuer = Scripted::with(sound, |_, _| Err(CertError::Issuer("not yours".into())));
+    let manager = manager(&issuer, &clock);
+    manager.lease(&id(CART)).ready().await.unwrap_err();
+    sleep(Duration::from_secs(29)).await;
+    assert_eq!(state(&manager), [CertState::Failed]);
+    sleep(Duration::from_secs(2)).await;
+    assert!(manager.list().is_empty(), "told no more, though it is remembered");
+    let lease = manager.lease(&id(CART));
+    assert_eq!(state(&manager), [CertState::Failed]);
+    drop(lease);
+    sleep(Duration::from_secs(599)).await;
+    drop(manager.lease(&id(CART)));
+    assert_eq!(state(&manager), [CertState::Failed]);
+    sleep(Duration::from_secs(600)).await;
+    let _lease = manager.lease(&id(CART));
+    assert_eq!(state(&manager), [CertState::Fetching]);
+
+    // However many there are, it is for a bounded number, and the youngest are kept.
+    let name = |n| id(&format!("spiffe://mesh.test/ns/shop/sa/till-{n}"));
+    for n in 0..1100 {
+        manager.lease(&name(n)).ready().await.unwrap_err();
+    }
+    let states: Vec<_> =
+        manager.list().iter().filter(|v| v.leases == 0).map(|v| v.identity.clone()).collect();
+    assert_eq!(states.len(), 1024);
+    assert!(states.contains(&name(1099)) && !states.contains(&name(75)) && states.contains(&name(76)));
+}
+
+/// Nobody waits for the deadline, so there is no failure that the manager itself has seen.
+#[tokio::test(start_paused = true)]
+async fn an_issuer_that_hangs_is_a_failure_also_for_whoever_gives_up_on_it() {
+    let (scratch, clock) = (Scratch::new(), clock());
+    let issuer = Scripted::new(EmbeddedIssuer::with_clock(&scratch.config(), clock.clone()).unwrap());
+    *issuer.latency.lock().unwrap() = HOUR;
+    let manager = manager(&issuer, &clock);
+    let give_up = async |after| {
+        let lease = manager.lease(&id(CART));
+        timeout(Duration::from_secs(after), lease.warm_up()).await.unwrap_err();
+    };
+    give_up(2).await;
+    assert!(manager.list().is_empty(), "a pod came and went");
+    for _ in 0..20 {
+        give_up(20).await;
+        let view = manager.list().remove(0);
+        assert_eq!(view.state, CertState::Failed);
+        assert!(view.last_error.unwrap().contains("did not answer within"));
+        sleep(Duration::from_secs(1)).await;
+    }
+    assert!((8..14).contains(&issuer.calls()), "{} calls in twenty tries", issuer.calls());
 }
 
 #[tokio::test(start_paused = true)]
