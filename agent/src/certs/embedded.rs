@@ -32,7 +32,7 @@ pub struct EmbeddedConfig {
     /// How long a leaf is valid, at most ten years, and never beyond the root.
     pub lifetime: Duration,
     /// How far a leaf's validity begins in the past, for peers whose clocks are behind ours;
-    /// at most a day.
+    /// at most a day, and a quarter of what the leaf has before it.
     pub backdate: Duration,
 }
 
@@ -111,7 +111,10 @@ impl EmbeddedIssuer {
         let now = self.clock.now();
         // A leaf that outlives its root would be renewed too late.
         let end = (now + self.lifetime).min(self.root_not_after);
-        let leaf = leaf::params(identity, now - self.backdate, end).map_err(failed)?;
+        let ahead = end.duration_since(now).unwrap_or_default();
+        // More of the past than of the future, and it would be due for renewal when it comes.
+        let start = now - self.backdate.min(ahead / 4);
+        let leaf = leaf::params(identity, start, end).map_err(failed)?;
         let leaf = leaf.signed_by(&key, &self.root).map_err(failed)?;
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.pkcs8().to_vec()));
         Ok(Issued {

@@ -5,11 +5,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use rustls::{ClientConfig, ServerConfig};
+use rustls_pki_types::CertificateDer;
 
 use super::view::rfc3339;
 use super::{CertError, Issued};
 use crate::model::SpiffeId;
-use crate::tls::{self, Accept, Certificate, ClientTemplate, TlsError, Trust, Trusted};
+use crate::tls::{self, Accept, Certificate, ClientTemplate, Summary, TlsError, Trust, Trusted};
 
 /// One certificate with everything that is made from it once. A renewal makes a new one; connections
 /// that were set up with the old keep it as long as they need.
@@ -49,7 +50,8 @@ impl Identity {
             let most = format!("more than {MOST_LINKS} certificates, or one of more than {MOST_BYTES} bytes");
             return Err(CertError::Answer(most));
         }
-        let certificate = Certificate::new(issued.chain, issued.key.clone_key())?;
+        let (chain, ended) = without_ended(issued.chain, now);
+        let certificate = Certificate::new(chain, issued.key.clone_key())?;
         if certificate.identity() != asked {
             return Err(CertError::OtherIdentity {
                 asked: asked.clone(),
@@ -63,7 +65,15 @@ impl Identity {
                 now: rfc3339(now),
             });
         }
-        vouched(&certificate, trusted, now)?;
+        vouched(&certificate, trusted, now).map_err(|unvouched| match ended {
+            Some(authority) => CertError::AuthorityEnded {
+                identity: asked.clone(),
+                authority: authority.subject,
+                not_after: rfc3339(authority.not_after),
+                now: rfc3339(now),
+            },
+            None => unvouched.into(),
+        })?;
         Ok(Self::new(certificate, trust)?)
     }
 
@@ -91,6 +101,22 @@ impl Identity {
     pub fn client_config(&self, expected: &[SpiffeId]) -> Result<Arc<ClientConfig>, TlsError> {
         self.client.expecting(expected)
     }
+}
+
+/// The chain without authorities that have ended, and one of those. If the leaf needs it, nothing vouches for
+/// the rest; it may as well be a second one for the same key, of a root that has been replaced.
+fn without_ended(
+    chain: Vec<CertificateDer<'static>>,
+    now: SystemTime,
+) -> (Vec<CertificateDer<'static>>, Option<Summary>) {
+    let mut ended = None;
+    let kept = chain.into_iter().enumerate().filter(|(at, der)| {
+        let over = tls::summary(der).ok().filter(|s| *at > 0 && s.not_after < now);
+        let is_kept = over.is_none();
+        ended = ended.take().or(over);
+        is_kept
+    });
+    (kept.map(|(_, der)| der).collect(), ended)
 }
 
 /// Whether `trusted` has the roots for one of our own certificates, at `now` or when it becomes valid.

@@ -107,6 +107,10 @@ pub enum CertError {
     )]
     ExpiredOnArrival { identity: SpiffeId, not_after: String, now: String },
     #[error(
+        "the issuer gives the certificate of {identity} under the authority {authority}, which ended at {not_after}, and it is {now} here: give the issuer a newer one (our controller: underpass ca intermediate), or compare the clocks"
+    )]
+    AuthorityEnded { identity: SpiffeId, authority: String, not_after: String, now: String },
+    #[error(
         "the certificate of {identity} is good from {not_before}, and it is {now} here: the issuer's clock is ahead of this node's by {ahead} s at least; it is used from then on, or as soon as the clocks agree"
     )]
     NotYet { identity: SpiffeId, not_before: String, now: String, ahead: u64 },
@@ -128,7 +132,7 @@ impl CertError {
             Self::Deadline(_) => "deadline",
             Self::Answer(_) => "unusable_answer",
             Self::OtherIdentity { .. } => "other_identity",
-            Self::ExpiredOnArrival { .. } => "expired",
+            Self::ExpiredOnArrival { .. } | Self::AuthorityEnded { .. } => "expired",
             Self::NotYet { .. } => "not_yet_valid",
             Self::NotVouched { .. } => "not_vouched",
             Self::Certificate(_) => "unusable_certificate",

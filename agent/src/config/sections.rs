@@ -182,7 +182,7 @@ pub struct Embedded {
     #[serde(with = "units::duration")]
     #[schemars(with = "String")]
     pub lifetime: Duration,
-    /// How far its validity begins in the past, for peers whose clocks are behind.
+    /// How far its validity begins in the past, for peers whose clocks are behind; at most a quarter of its life.
     #[serde(with = "units::duration")]
     #[schemars(with = "String")]
     pub backdate: Duration,

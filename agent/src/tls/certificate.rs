@@ -22,6 +22,9 @@ pub struct Certificate {
 
 struct Inner {
     svid: Svid,
+    /// In which every certificate of the chain is valid.
+    not_before: SystemTime,
+    not_after: SystemTime,
     key: Arc<CertifiedKey>,
 }
 
@@ -34,27 +37,32 @@ impl Certificate {
         // On every way out.
         let key = Zeroizing::new(key);
         let svid = Svid::read(chain.first().ok_or(TlsError::NoCertificate)?)?;
+        let (mut not_before, mut not_after) = (svid.not_before, svid.not_after);
         for above in &chain[1..] {
-            svid::parse(above)?;
+            let above = svid::summary(above)?;
+            not_before = not_before.max(above.not_before);
+            not_after = not_after.min(above.not_after);
         }
         let key = CertifiedKey::from_der(chain, key.clone_key(), &provider())
             .map_err(|e| TlsError::Key { identity: svid.identity.clone(), why: e.to_string() })?;
-        Ok(Self { inner: Arc::new(Inner { svid, key: Arc::new(key) }) })
+        Ok(Self { inner: Arc::new(Inner { svid, not_before, not_after, key: Arc::new(key) }) })
     }
 
     pub fn identity(&self) -> &SpiffeId {
         &self.inner.svid.identity
     }
 
+    /// When the last certificate of its chain begins: peers take none of it before.
     pub fn not_before(&self) -> SystemTime {
-        self.inner.svid.not_before
+        self.inner.not_before
     }
 
+    /// When the first certificate of its chain ends.
     pub fn not_after(&self) -> SystemTime {
-        self.inner.svid.not_after
+        self.inner.not_after
     }
 
-    /// Whether `now` is within its validity.
+    /// Whether `now` is within the validity of the whole chain.
     pub fn is_valid_at(&self, now: SystemTime) -> bool {
         (self.not_before()..=self.not_after()).contains(&now)
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::support::{CART, HOUR, Scratch, TILL, id};
-use crate::certs::{CertError, Clock, EmbeddedConfig, EmbeddedIssuer, Identity, RootError};
+use crate::certs::{CertError, Clock, EmbeddedConfig, EmbeddedIssuer, Identity, RootError, renewal_due};
 use crate::tls::testing::handshake;
 use crate::tls::{Certificate, peer_of};
 
@@ -91,6 +91,34 @@ fn it_issues_for_its_trust_domain_within_its_roots_time_only() {
         let config = EmbeddedConfig { lifetime, backdate, ..scratch.config() };
         let error = EmbeddedIssuer::open(&config).unwrap_err();
         assert!(matches!(error, RootError::Times { .. }), "{error}");
+    }
+}
+
+#[test]
+fn a_leaf_is_never_due_for_renewal_when_it_comes() {
+    let scratch = Scratch::new();
+    let now = SystemTime::now();
+    let root_ends = now + HOUR * 24 * 3650;
+    // (configured life, configured backdate, made when, backdated by)
+    let table = [
+        (HOUR * 24, Duration::from_secs(120), now, Duration::from_secs(120)),
+        (Duration::from_secs(60), Duration::from_secs(120), now, Duration::from_secs(15)),
+        (HOUR, HOUR * 24, now, HOUR / 4),
+        // The root ends before the leaf would.
+        (HOUR * 24, HOUR * 24, root_ends - HOUR, HOUR / 4),
+    ];
+    EmbeddedIssuer::with_clock(&scratch.config(), Clock::from_fn(move || now)).unwrap();
+    for (lifetime, backdate, made, expected) in table {
+        let config = EmbeddedConfig { lifetime, backdate, ..scratch.config() };
+        let issuer = EmbeddedIssuer::with_clock(&config, Clock::from_fn(move || made)).unwrap();
+        let issued = issuer.sign(&id(CART)).unwrap();
+        let leaf = Certificate::new(issued.chain, issued.key.clone_key()).unwrap();
+        let before = made.duration_since(leaf.not_before()).unwrap();
+        // Certificates have whole seconds.
+        assert!(before.abs_diff(expected) <= Duration::from_secs(1), "{before:?} {expected:?}");
+        let due = renewal_due(leaf.not_before(), leaf.not_after(), 0.0);
+        let ahead = leaf.not_after().duration_since(made).unwrap();
+        assert!(due >= made + ahead / 5, "{lifetime:?} {backdate:?}");
     }
 }
 

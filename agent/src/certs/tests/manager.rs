@@ -143,8 +143,10 @@ async fn an_issuer_that_is_down_costs_nothing_until_the_certificate_ends() {
 #[tokio::test(start_paused = true)]
 async fn an_issuer_that_gives_what_is_half_used_up_is_not_asked_without_pause() {
     let (scratch, clock) = (Scratch::new(), clock());
-    let config = EmbeddedConfig { lifetime: HOUR, backdate: HOUR * 20, ..scratch.config() };
-    let issuer = Scripted::new(EmbeddedIssuer::with_clock(&config, clock.clone()).unwrap());
+    let config = EmbeddedConfig { lifetime: HOUR * 21, ..scratch.config() };
+    let behind = clock.clone();
+    let behind = Clock::from_fn(move || behind.now() - HOUR * 20);
+    let issuer = Scripted::new(EmbeddedIssuer::with_clock(&config, behind).unwrap());
     let lease = manager(&issuer, &clock).lease(&id(CART));
     lease.ready().await.unwrap();
     sleep(HOUR * 10).await;

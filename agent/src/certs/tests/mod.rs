@@ -1,5 +1,6 @@
 //! Certificates over paused time, issuers that misbehave, and root files that several agents share.
 
+mod chains;
 mod controller;
 mod embedded;
 mod istio;
