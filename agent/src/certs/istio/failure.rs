@@ -30,7 +30,7 @@ pub(super) fn of(status: &Status, config: &IstioConfig, identity: &SpiffeId) -> 
         ));
     }
     if is_unreadable(status) {
-        return CertError::Answer(format!("{}, {asked}", shorten(status.message())));
+        return unusable(&shorten(status.message()), config, identity);
     }
     match status.code() {
         Code::Unauthenticated | Code::PermissionDenied | Code::InvalidArgument => CertError::Refused {
@@ -40,6 +40,11 @@ pub(super) fn of(status: &Status, config: &IstioConfig, identity: &SpiffeId) -> 
         },
         _ => CertError::Issuer(format!("{}, {asked}: {}", said(status), next_step(status, config))),
     }
+}
+
+/// An answer that came, and cannot be used.
+pub(super) fn unusable(why: &str, config: &IstioConfig, identity: &SpiffeId) -> CertError {
+    CertError::Answer(format!("{why}, {}", asked(config, identity)))
 }
 
 pub(super) fn late(config: &IstioConfig, identity: &SpiffeId) -> CertError {

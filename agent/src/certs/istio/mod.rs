@@ -114,6 +114,7 @@ impl IstioIssuer {
             Ok(answer) => {
                 unfinished.finished();
                 answer::read(answer.into_inner(), &self.config.trust_domain, &key)
+                    .map_err(|why| failure::unusable(&why, &self.config, identity))
             }
             Err(status) => {
                 if failure::is_of_the_server(&status) {
