@@ -14,6 +14,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from wire import block, fields, number, text
+
 METHOD = "/istio.v1.auth.IstioCertificateService/CreateCertificate"
 
 
@@ -81,51 +83,11 @@ def request(args, key):
     return text(1, pem) + number(3, args.lifetime) + block(4, metadata)
 
 
-# Protocol Buffers' wire format: a key of field number and kind, then a number or a length and bytes.
-
-
-def varint(value):
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def number(field, value):
-    return varint(field << 3) + varint(value)
-
-
-def block(field, content):
-    return varint(field << 3 | 2) + varint(len(content)) + content
-
-
-def text(field, content):
-    return block(field, content.encode())
-
-
 def strings(message, field):
     """All values of a repeated string; other fields are an error, as the service defines none."""
-    found, at = [], 0
-
-    def read_varint():
-        nonlocal at
-        value = shift = 0
-        while True:
-            byte = message[at]
-            at += 1
-            value |= (byte & 0x7F) << shift
-            shift += 7
-            if not byte & 0x80:
-                return value
-
-    while at < len(message):
-        assert read_varint() == field << 3 | 2, "an unknown field in the answer"
-        length = read_varint()
-        found.append(message[at : at + length].decode())
-        at += length
-    return found
+    found = list(fields(message))
+    assert all(number == field for number, _ in found), "an unknown field in the answer"
+    return [value.decode() for _, value in found]
 
 
 def read(chain):

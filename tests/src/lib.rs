@@ -15,6 +15,7 @@ pub mod controller;
 pub mod demo;
 pub mod hbone;
 pub mod hostile;
+pub mod istiod;
 pub mod load;
 pub mod mesh;
 pub mod netns;

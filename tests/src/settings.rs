@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::controller::NAME;
+use crate::istiod;
 
 /// What a story may want otherwise than usual.
 #[derive(Clone, Debug)]
@@ -31,6 +32,10 @@ pub struct Settings {
     pub certificate_lifetime: Duration,
     /// The address of a controller that issues them, in place of the embedded authority.
     pub controller: Option<SocketAddr>,
+    /// The address of an [`istiod::Istiod`] that issues them.
+    pub istiod: Option<SocketAddr>,
+    /// `tls.profile`; empty leaves it to the agent.
+    pub profile: &'static str,
 }
 
 impl Default for Settings {
@@ -46,6 +51,8 @@ impl Default for Settings {
             trust: None,
             certificate_lifetime: Duration::from_secs(3600),
             controller: None,
+            istiod: None,
+            profile: "",
         }
     }
 }
@@ -57,10 +64,12 @@ pub const ROOT_KEY: &str = "root-key.pem";
 impl Settings {
     /// The file's text for one node.
     pub fn text(&self, node: &str, instance: &str, dir: &Path) -> Result<String> {
-        let dir = dir.display();
+        let (folder, dir) = (dir, dir.display());
         let cgroup = cgroup_mount()?.join(self.cgroup);
         let mut t = String::new();
         let _ = writeln!(t, "node:\n  name: {node}");
+        // The agent's own pod, for what it says of itself.
+        let _ = writeln!(t, "  pod: istio-system/underpass-{node}\n  serviceAccount: underpass");
         let _ = writeln!(t, "bpf:\n  instance: {instance}\n  cgroup: {}", cgroup.display());
         let _ = writeln!(t, "capture:\n  mode: {}", self.capture);
         let _ = writeln!(t, "discovery:\n  file: {dir}/{node}.mesh.yaml\n  debounce: 20ms");
@@ -78,10 +87,19 @@ impl Settings {
             let _ = writeln!(t, "    state: {dir}/{node}.papers/controller-roots.json");
             let _ = writeln!(t, "    clientCertificate: {dir}/{node}.papers/node.pem");
             let _ = writeln!(t, "    clientKey: {dir}/{node}.papers/node.key");
+        } else if let Some(istiod) = self.istiod {
+            let _ = writeln!(t, "  issuer: istio\n  istio:");
+            let _ = writeln!(t, "    address: https://{istiod}\n    lifetime: {lifetime}s");
+            let _ = writeln!(t, "    alternativeHostName: {}", istiod::NAME);
+            let _ = writeln!(t, "    rootCertificate: {dir}/{}/root-cert.pem", istiod::FOLDER);
+            let _ = writeln!(t, "    tokenFile: {}", istiod::token_file(folder, node).display());
         } else {
             let _ = writeln!(t, "  embedded:\n    lifetime: {lifetime}s");
             let _ =
                 writeln!(t, "    rootCertificate: {dir}/{ROOT_CERTIFICATE}\n    rootKey: {dir}/{ROOT_KEY}");
+        }
+        if !self.profile.is_empty() {
+            let _ = writeln!(t, "tls:\n  profile: {}", self.profile);
         }
         let _ = writeln!(t, "tunnel: {}", self.tunnel);
         let _ = writeln!(t, "proxy:\n  workers: {}", self.workers);

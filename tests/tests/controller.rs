@@ -5,7 +5,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use serde_json::Value;
 use underpass_tests::controller::{Authority, Controller, PORT};
 use underpass_tests::mesh::identity;
 use underpass_tests::stories::{self, World};
-use underpass_tests::work::{server, talk};
+use underpass_tests::work::{Traffic, server, talk};
 use underpass_tests::{Agent, Cluster, Mesh, Node, Server, Settings, Topology, wait};
 
 fn main() -> ExitCode {
@@ -73,7 +73,7 @@ fn mesh() -> Mesh {
 }
 
 fn not_listed(w: &mut Mine) -> Result<()> {
-    let traffic = Traffic::start(w);
+    let traffic = Traffic::start(&w.cluster, ["client", "server"], APP);
     w.cluster.apply(mesh().meshed("stranger", "stranger"))?;
     let asked = identity("stranger");
     wait::until_true(wait::PATIENCE, "the pod is refused, and it is said why", || {
@@ -101,7 +101,7 @@ fn not_listed(w: &mut Mine) -> Result<()> {
 }
 
 fn away(w: &mut Mine) -> Result<()> {
-    let traffic = Traffic::start(w);
+    let traffic = Traffic::start(&w.cluster, ["client", "server"], APP);
     let mut old = w.long_lived()?;
     for controller in &mut w.controllers {
         controller.kill()?;
@@ -119,7 +119,7 @@ fn away(w: &mut Mine) -> Result<()> {
 }
 
 fn replica_dies(w: &mut Mine) -> Result<()> {
-    let traffic = Traffic::start(w);
+    let traffic = Traffic::start(&w.cluster, ["client", "server"], APP);
     for dies in 0..2 {
         w.controllers[dies].kill()?;
         let before = w.serials()?;
@@ -130,7 +130,7 @@ fn replica_dies(w: &mut Mine) -> Result<()> {
 }
 
 fn reissued(w: &mut Mine) -> Result<()> {
-    let traffic = Traffic::start(w);
+    let traffic = Traffic::start(&w.cluster, ["client", "server"], APP);
     let mut old = w.long_lived()?;
     let before = [certificate(&w.cluster.n1, "client")?["authority"].clone()];
     w.authority.intermediate("root", "ca")?;
@@ -269,54 +269,5 @@ impl Drop for Front {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
-    }
-}
-
-/// Short connections in both directions, all the time.
-struct Traffic {
-    stop: Arc<AtomicBool>,
-    done: Arc<AtomicUsize>,
-    threads: Vec<JoinHandle<Result<()>>>,
-}
-
-impl Traffic {
-    fn start(w: &Mine) -> Self {
-        let (stop, done) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
-        let threads = [("client", "server"), ("server", "client")].map(|(from, to)| {
-            let (ns, to) = (w.cluster.ns(from).clone(), w.cluster.addr(to, APP, from == "server"));
-            let (stop, done) = (stop.clone(), done.clone());
-            std::thread::spawn(move || {
-                while !stop.load(Ordering::Relaxed) {
-                    let so_far = done.fetch_add(1, Ordering::Relaxed);
-                    talk::echo_once(&ns, to).with_context(|| format!("connection {so_far} to {to}"))?;
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-                Ok(())
-            })
-        });
-        Self { stop, done, threads: threads.into() }
-    }
-
-    fn goes_on(&self) -> Result<()> {
-        let before = self.done.load(Ordering::Relaxed);
-        wait::until_true(wait::PATIENCE, "more connections were made", || {
-            self.done.load(Ordering::Relaxed) > before + 20
-        })
-    }
-
-    /// That none failed, and that there were many.
-    fn end(mut self) -> Result<()> {
-        self.goes_on()?;
-        self.stop.store(true, Ordering::Relaxed);
-        for thread in std::mem::take(&mut self.threads) {
-            thread.join().map_err(|_| anyhow::anyhow!("a traffic thread panicked"))??;
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Traffic {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
     }
 }

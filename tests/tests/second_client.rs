@@ -76,7 +76,8 @@ impl Two {
         client.arg("--root").arg(self.authority.root_certificate());
         client.arg("--certificate").arg(papers.join("node.pem"));
         client.arg("--key").arg(papers.join("node.key"));
-        client.args(arguments).stdin(Stdio::null());
+        // Beside the sources there is to be no compiled Python.
+        client.env("PYTHONDONTWRITEBYTECODE", "1").args(arguments).stdin(Stdio::null());
         let ns = &self.topology.node(node).ns;
         let output = ns.run(|| client.output()).context("starting the second client")?;
         ensure!(

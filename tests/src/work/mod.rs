@@ -5,6 +5,8 @@ pub mod http;
 pub mod pattern;
 pub mod server;
 pub mod talk;
+pub mod traffic;
 
 pub use server::Server;
 pub use talk::dial;
+pub use traffic::Traffic;
