@@ -153,6 +153,9 @@ fn absent_node(w: &mut Rotating) -> Result<()> {
     })?;
     ensure!(waits["node"] == "n2" && waits["why"] == "notConnected", "{waits}");
     ensure!(w.rotate("next", &["--new-root", &new])?.status.code() == Some(4), "it did not wait");
+    let misspelt = w.command("next", &["--new-root", &new, "--force-without", "n3"]).output()?;
+    let said = String::from_utf8_lossy(&misspelt.stderr).into_owned();
+    ensure!(!misspelt.status.success() && said.contains("there are n1, n2"), "n3 was left out: {said}");
     let forced = w.rotate("next", &["--new-root", &new, "--force-without", "n2"])?;
     let said = String::from_utf8_lossy(&forced.stdout).into_owned();
     ensure!(forced.status.success() && said.contains("n2 was not waited for"), "{said}");

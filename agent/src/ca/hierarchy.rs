@@ -12,6 +12,7 @@ use rcgen::{
     KeyUsagePurpose, PublicKeyData, SanType,
 };
 use rustls_pki_types::CertificateDer;
+use x509_parser::extensions::GeneralName;
 use zeroize::Zeroizing;
 
 use super::attest::PublicKeyPin;
@@ -267,6 +268,21 @@ fn authority(what: &str, below: u8, now: SystemTime, not_after: SystemTime) -> C
     params.not_before = (now - BACKDATE).into();
     params.not_after = not_after.into();
     params
+}
+
+/// The trust domain that an issuing certificate was made for. Those of others may not say.
+pub fn stated_domain(pem: &[u8]) -> Result<Option<TrustDomain>, String> {
+    let certificates = signing::certificates(pem)?;
+    let parsed = signing::parse(&certificates[0])?;
+    let names = parsed.subject_alternative_name().map_err(|e| e.to_string())?;
+    let mut domains =
+        names.iter().flat_map(|names| &names.value.general_names).filter_map(|name| match name {
+            GeneralName::URI(uri) => uri.strip_prefix("spiffe://"),
+            _ => None,
+        });
+    let domain =
+        domains.next().map(|text| text.parse().map_err(|e| format!("spiffe://{text}: {e}"))).transpose()?;
+    if domains.next().is_some() { Err("it names several SPIFFE IDs".into()) } else { Ok(domain) }
 }
 
 fn uri(domain: &TrustDomain) -> Result<SanType, rcgen::Error> {

@@ -49,9 +49,10 @@ struct Rotation {
     /// The admin socket of a controller; each of them, where there are several
     #[arg(long = "controller", value_name = "SOCKET")]
     controllers: Vec<PathBuf>,
-    /// The trust domain that the authority issues for
-    #[arg(long, default_value = "cluster.local")]
-    trust_domain: TrustDomain,
+    /// The trust domain that the authority issues for [default: what its ca-cert.pem says, or cluster.local
+    /// where it says none]
+    #[arg(long, value_name = "TD")]
+    trust_domain: Option<TrustDomain>,
     /// A folder of `underpass ca init --root`: root-cert.pem begins the rotation, and root-key.pem, where
     /// it is there, signs the new issuing certificate
     #[arg(long, value_name = "DIR")]
@@ -86,6 +87,7 @@ pub(super) fn run(args: &RotateArgs) -> anyhow::Result<Answer> {
 }
 
 fn status(r: &Rotation) -> anyhow::Result<Answer> {
+    r.check_without()?;
     // Not locked: `run` may hold the folder for days.
     let Some(record) = Folder::record_in(&r.ca)? else { return idle(r) };
     let standing = r.judge(&record)?;
@@ -93,6 +95,7 @@ fn status(r: &Rotation) -> anyhow::Result<Answer> {
 }
 
 fn next(r: &Rotation) -> anyhow::Result<Answer> {
+    r.check_without()?;
     let folder = Folder::open(&r.ca)?;
     let Some(record) = folder.record()? else { return r.begin(&folder) };
     folder.settle(&record)?;
@@ -108,6 +111,7 @@ fn next(r: &Rotation) -> anyhow::Result<Answer> {
 }
 
 fn back(r: &Rotation) -> anyhow::Result<Answer> {
+    r.check_without()?;
     let folder = Folder::open(&r.ca)?;
     let Some(record) = folder.record()? else { bail!("no rotation is under way in {}", r.ca.display()) };
     folder.settle(&record)?;
@@ -123,6 +127,7 @@ fn back(r: &Rotation) -> anyhow::Result<Answer> {
 }
 
 fn all(r: &Rotation) -> anyhow::Result<Answer> {
+    r.check_without()?;
     let folder = Folder::open(&r.ca)?;
     let mut record = match folder.record()? {
         Some(record) => record,
@@ -212,7 +217,7 @@ impl Rotation {
         let Some((dir, _)) = key.filter(|(_, key)| key.exists()) else {
             bail!(
                 "the third step needs an issuing certificate under the new root. Where the root's key is:\n    underpass ca intermediate --root DIR --out FOLDER --trust-domain {}\nThen, with that folder: underpass ca rotate next --intermediate FOLDER …",
-                self.trust_domain
+                self.domain(&self.ca)?
             )
         };
         let made = self.ca.join("rotation-made");
@@ -226,7 +231,7 @@ impl Rotation {
         hierarchy::make_intermediate(
             dir,
             &made,
-            &self.trust_domain,
+            &self.domain(&self.ca)?,
             INTERMEDIATE_LIFETIME,
             SystemTime::now(),
         )?;
@@ -258,16 +263,41 @@ impl Rotation {
     }
 
     fn check_root(&self, pem: &str) -> anyhow::Result<()> {
-        let mut bundles = TrustBundles::new();
-        bundles.add_pem(&self.trust_domain, pem.as_bytes())?;
-        let root = bundles.roots(&self.trust_domain).next().context("no certificate")?;
+        let (mut bundles, domain) = (TrustBundles::new(), self.domain(&self.ca)?);
+        bundles.add_pem(&domain, pem.as_bytes())?;
+        let root = bundles.roots(&domain).next().context("no certificate")?;
         crate::ca::check_root(root, SystemTime::now()).map_err(anyhow::Error::msg)?;
         Ok(())
     }
 
     fn authority(&self, folder: &Path) -> anyhow::Result<Authority> {
-        let config = AuthorityConfig::new(folder, self.trust_domain.clone());
+        let config = AuthorityConfig::new(folder, self.domain(folder)?);
         Ok(Authority::open(&config, Clock::system())?)
+    }
+
+    /// What the folder's authority issues for. A folder for another trust domain than this rotation's would
+    /// have its certificates refused by every agent.
+    fn domain(&self, folder: &Path) -> anyhow::Result<TrustDomain> {
+        let stated = |folder: &Path| {
+            let path = folder.join("ca-cert.pem");
+            let pem = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            hierarchy::stated_domain(&pem)
+                .map_err(anyhow::Error::msg)
+                .with_context(|| format!("{}", path.display()))
+        };
+        one_domain(&[
+            ("--trust-domain".to_owned(), self.trust_domain.clone()),
+            (self.ca.display().to_string(), stated(&self.ca)?),
+            (folder.display().to_string(), stated(folder)?),
+        ])
+    }
+
+    fn check_without(&self) -> anyhow::Result<()> {
+        // Without a controller nothing is judged, and nobody left out.
+        if self.without.is_empty() || self.controllers.is_empty() {
+            return Ok(());
+        }
+        check_names(&self.without, &self.observe()?)
     }
 
     /// Before the old root goes, a second time: reports are a second old, and a handshake that had begun
@@ -281,7 +311,7 @@ impl Rotation {
         self.judge(record)
     }
 
-    fn judge(&self, record: &Record) -> anyhow::Result<Standing> {
+    fn observe(&self) -> anyhow::Result<Observed> {
         let mut observed = Observed::default();
         for socket in &self.controllers {
             let answer = client::ask(socket, "GET", "/agents", "")
@@ -291,6 +321,11 @@ impl Rotation {
             })?;
             observed.controllers.push((socket.display().to_string(), view));
         }
+        Ok(observed)
+    }
+
+    fn judge(&self, record: &Record) -> anyhow::Result<Standing> {
+        let observed = self.observe()?;
         // A folder that does not fit together blocks what needs it, and not the way back.
         let authority = self.authority(&self.ca).map(|a| a.state().borrow().authority.clone());
         let authority = authority.unwrap_or_default();
@@ -340,6 +375,36 @@ impl Rotation {
         };
         print(&render(&view, self.output, table)?)
     }
+}
+
+/// A name that nobody knows leaves nobody out: the operator would believe that a node is left out which is
+/// not, or has named another one than was meant.
+fn check_names(without: &[String], observed: &Observed) -> anyhow::Result<()> {
+    let agents = observed.controllers.iter().flat_map(|(_, c)| c.agents.iter().map(|a| a.node.as_str()));
+    let mut known: BTreeSet<&str> = observed.nodes();
+    known.extend(agents);
+    for name in without {
+        let names = || known.iter().copied().collect::<Vec<_>>().join(", ");
+        ensure!(
+            known.contains(name.as_str()),
+            "--force-without {name}: no controller expects or has seen a node of that name; there {}",
+            if known.is_empty() { "is none".to_owned() } else { format!("are {}", printable(&names())) }
+        );
+    }
+    Ok(())
+}
+
+/// What they agree on, each of which may say nothing.
+fn one_domain(sayings: &[(String, Option<TrustDomain>)]) -> anyhow::Result<TrustDomain> {
+    let mut said = sayings.iter().filter_map(|(who, domain)| Some((who, domain.as_ref()?)));
+    let Some((first, domain)) = said.next() else { return Ok(TrustDomain::default()) };
+    for (who, other) in said {
+        ensure!(
+            other == domain,
+            "{first} says the trust domain {domain}, and {who} says {other}: one is the wrong one"
+        );
+    }
+    Ok(domain.clone())
 }
 
 #[derive(Serialize)]
@@ -393,3 +458,6 @@ fn steps(standing: &Standing) -> Vec<Step> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests;
