@@ -1,6 +1,6 @@
 //! Signs what was granted, and follows its files.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -12,17 +12,25 @@ use zeroize::Zeroizing;
 
 use super::csr::CheckedRequest;
 use super::hierarchy::ROOT_KEY;
-use super::signing::{self, AuthorityError, Files, Signing};
+use super::kubernetes::{Keys, SecretName};
+use super::signing::{self, AuthorityError, CERTIFICATE, CHAIN, Files, KEY, ROOTS, Signing};
 use crate::certs::keeping::{SecretKey, warn_if_readable};
 use crate::certs::{Clock, leaf};
 use crate::model::{SpiffeId, TrustDomain};
 use crate::sys::watch::Watch;
 
+/// Where an authority's files are; `signing.rs` says which.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    Folder(PathBuf),
+    /// The files are its keys. It is for others to read and follow (`kubernetes/secret.rs`).
+    Secret(SecretName),
+}
+
 /// What an authority signs with and for how long.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuthorityConfig {
-    /// The folder with its files (`signing.rs` says which).
-    pub folder: PathBuf,
+    pub source: Source,
     /// The only trust domain that is issued for.
     pub trust_domain: TrustDomain,
     /// How long a certificate is valid when the request does not say.
@@ -39,7 +47,7 @@ impl AuthorityConfig {
     /// 24 hours, at most 90 days as istiod has it, backdated by two minutes.
     pub fn new(folder: impl Into<PathBuf>, trust_domain: TrustDomain) -> Self {
         Self {
-            folder: folder.into(),
+            source: Source::Folder(folder.into()),
             trust_domain,
             lifetime: Duration::from_secs(24 * 3600),
             max_lifetime: Duration::from_secs(90 * 24 * 3600),
@@ -94,22 +102,34 @@ pub enum IssueError {
 }
 
 impl Authority {
-    /// Reads its files. Blocks on them, for a moment.
+    /// Reads its folder's files. Blocks on them, for a moment.
     pub fn open(config: &AuthorityConfig, clock: Clock) -> Result<Self, AuthorityError> {
+        let authority = Self::of(config, &config.source.read()?, clock)?;
+        if let Source::Folder(folder) = &config.source {
+            warn_if_readable(&folder.join(KEY));
+            if folder.join(ROOT_KEY).exists() {
+                warn_of_root_key(folder);
+            }
+        }
+        Ok(authority)
+    }
+
+    /// The same of a secret that was read.
+    pub fn open_keys(config: &AuthorityConfig, keys: &Keys, clock: Clock) -> Result<Self, AuthorityError> {
+        if keys.contains_key(ROOT_KEY) {
+            warn_of_root_key(&config.source.shown());
+        }
+        Self::of(config, &config.source.files(keys)?, clock)
+    }
+
+    fn of(config: &AuthorityConfig, files: &Files, clock: Clock) -> Result<Self, AuthorityError> {
         let (least, most) = (Duration::from_secs(1), Duration::from_secs(3650 * 24 * 3600));
         if config.lifetime < least || config.lifetime > config.max_lifetime || config.max_lifetime > most {
             let why =
                 format!("{:?} and {:?}, and ten years are the most", config.lifetime, config.max_lifetime);
             return Err(AuthorityError::Times(why));
         }
-        let files = Files::read(&config.folder)?;
-        let signing = Signing::of(&config.folder, &files, &config.trust_domain, clock.now())?;
-        warn_if_readable(&config.folder.join(signing::KEY));
-        if config.folder.join(ROOT_KEY).exists() {
-            tracing::warn!(folder = %config.folder.display(),
-                "the root's own key lies beside the authority's: move {ROOT_KEY} offline, or replace the root \
-                 with `underpass ca rotate`");
-        }
+        let signing = Signing::of(&config.source.shown(), files, &config.trust_domain, clock.now())?;
         Ok(Self {
             config: Arc::new(config.clone()),
             clock,
@@ -176,7 +196,12 @@ impl Authority {
     /// # Errors
     /// What does not fit. The old state stays.
     pub fn reload(&self) -> Result<bool, AuthorityError> {
-        self.take(&Files::read(&self.config.folder)?)
+        self.take(&self.config.source.read()?)
+    }
+
+    /// The same with a secret's keys.
+    pub fn take_keys(&self, keys: &Keys) -> Result<bool, AuthorityError> {
+        self.take(&self.config.source.files(keys)?)
     }
 
     /// Until `stop`: takes the files in whenever they are replaced, and warns once of each state of them
@@ -189,7 +214,8 @@ impl Authority {
     }
 
     async fn follow(&self) {
-        let mut watch = Watch::of_folder(&self.config.folder);
+        let Source::Folder(folder) = &self.config.source else { return std::future::pending().await };
+        let mut watch = Watch::of_folder(folder);
         let mut warned = None;
         loop {
             // Before the files are read, or a change in between would go unnoticed. Without a watch, there
@@ -198,24 +224,7 @@ impl Authority {
             let authority = self.clone();
             let taken = tokio::task::spawn_blocking(move || authority.reload()).await;
             match taken {
-                Ok(Ok(false)) => warned = None,
-                Ok(Ok(true)) => {
-                    warned = None;
-                    let signing = self.signing();
-                    tracing::info!(
-                        authority = signing.authority,
-                        root = signing.root,
-                        roots = signing.roots.len(),
-                        "the authority's files were replaced"
-                    );
-                }
-                Ok(Err(error)) => {
-                    let error = error.to_string();
-                    if warned.as_ref() != Some(&error) {
-                        tracing::warn!("the authority goes on with the files it had: {error}");
-                        warned = Some(error);
-                    }
-                }
+                Ok(taken) => self.told(taken.map_err(|e| e.to_string()), &mut warned),
                 Err(panicked) => tracing::error!("reading the authority's files failed: {panicked}"),
             }
             tokio::select! {
@@ -225,13 +234,39 @@ impl Authority {
         }
     }
 
+    /// Says what came of a look at the files, and each trouble once.
+    pub(super) fn told(&self, taken: Result<bool, String>, warned: &mut Option<String>) {
+        match taken {
+            Ok(taken) => {
+                *warned = None;
+                if taken {
+                    let signing = self.signing();
+                    tracing::info!(
+                        authority = signing.authority,
+                        root = signing.root,
+                        roots = signing.roots.len(),
+                        "the authority's files were replaced"
+                    );
+                }
+            }
+            Err(error) => {
+                if warned.as_ref() != Some(&error) {
+                    tracing::warn!("the authority goes on with the files it had: {error}");
+                    *warned = Some(error);
+                }
+            }
+        }
+    }
+
     fn take(&self, files: &Files) -> Result<bool, AuthorityError> {
         if self.now.borrow().digest == files.digest {
             return Ok(false);
         }
         let config = &self.config;
-        let signing = Signing::of(&config.folder, files, &config.trust_domain, self.clock.now())?;
-        warn_if_readable(&config.folder.join(signing::KEY));
+        let signing = Signing::of(&config.source.shown(), files, &config.trust_domain, self.clock.now())?;
+        if let Source::Folder(folder) = &config.source {
+            warn_if_readable(&folder.join(KEY));
+        }
         self.now.send_replace(Arc::new(signing));
         Ok(true)
     }
@@ -261,6 +296,42 @@ impl Authority {
         let end = now + wanted;
         Ok((start.max(signing.not_before), end.min(signing.not_after)))
     }
+}
+
+impl Source {
+    /// A folder's files. A secret is read by who follows it.
+    fn read(&self) -> Result<Files, AuthorityError> {
+        match self {
+            Self::Folder(folder) => Ok(Files::read(folder)?),
+            Self::Secret(_) => {
+                let why = "it is not read as files".to_owned();
+                Err(AuthorityError::Unusable { path: self.shown(), why })
+            }
+        }
+    }
+
+    fn files(&self, keys: &Keys) -> Result<Files, AuthorityError> {
+        Files::of(keys).map_err(|missing| AuthorityError::Unusable {
+            path: self.shown(),
+            why: format!(
+                "it has no key {missing}: an authority's secret has {CERTIFICATE}, {KEY}, {CHAIN} and {ROOTS}, the files of `underpass ca intermediate`"
+            ),
+        })
+    }
+
+    /// What errors name before a file's name.
+    fn shown(&self) -> PathBuf {
+        match self {
+            Self::Folder(folder) => folder.clone(),
+            Self::Secret(secret) => format!("secret {secret}").into(),
+        }
+    }
+}
+
+fn warn_of_root_key(place: &Path) {
+    tracing::warn!(place = %place.display(),
+        "the root's own key lies beside the authority's: move {ROOT_KEY} offline, or replace the root \
+         with `underpass ca rotate`");
 }
 
 /// How long the folder is quiet before it is read: several files are replaced one after the other.

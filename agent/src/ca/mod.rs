@@ -10,13 +10,14 @@ pub mod attest;
 mod authority;
 mod csr;
 pub mod hierarchy;
+pub mod kubernetes;
 pub mod publish;
 pub mod rotation;
 pub mod serve;
 mod signing;
 mod turns;
 
-pub use authority::{Authority, AuthorityConfig, IssueError, IssuedChain, ServerPapers};
+pub use authority::{Authority, AuthorityConfig, IssueError, IssuedChain, ServerPapers, Source};
 pub use csr::{CheckedRequest, RequestError, check_request};
 pub(crate) use signing::check_root;
 pub use signing::{AuthorityError, RootView, Signing};

@@ -16,7 +16,9 @@ use rustls_pki_types::pem::PemObject;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::ParsedExtension;
 use x509_parser::prelude::FromDer;
+use zeroize::Zeroizing;
 
+use super::kubernetes::Keys;
 use super::rotation::{REVISION, read_revision};
 use crate::certs::FileError;
 use crate::certs::keeping::{SecretKey, read_file};
@@ -98,7 +100,7 @@ impl std::fmt::Debug for Signing {
 /// The files' bytes, read one after the other.
 pub(super) struct Files {
     certificate: Vec<u8>,
-    key: zeroize::Zeroizing<Vec<u8>>,
+    key: Zeroizing<Vec<u8>>,
     chain: Vec<u8>,
     roots: Vec<u8>,
     revision: Vec<u8>,
@@ -118,13 +120,32 @@ impl Files {
         let key = read(KEY)?;
         let chain = optional(CHAIN, b"")?;
         let roots = read(ROOTS)?.to_vec();
+        Ok(Self::new(certificate, key, chain, roots, revision))
+    }
+
+    /// The same from a secret's keys; else the name of what is not there.
+    pub(super) fn of(keys: &Keys) -> Result<Self, &'static str> {
+        let read = |name: &'static str| keys.get(name).ok_or(name);
+        let optional =
+            |name, absent: &[u8]| read(name).map_or_else(|_| absent.to_vec(), |bytes| bytes.to_vec());
+        let (chain, revision) = (optional(CHAIN, b""), optional(REVISION, b"0"));
+        Ok(Self::new(read(CERTIFICATE)?.to_vec(), read(KEY)?.clone(), chain, read(ROOTS)?.to_vec(), revision))
+    }
+
+    fn new(
+        certificate: Vec<u8>,
+        key: Zeroizing<Vec<u8>>,
+        chain: Vec<u8>,
+        roots: Vec<u8>,
+        revision: Vec<u8>,
+    ) -> Self {
         let digests = [&certificate, &*key, &chain, &roots, &revision].map(|bytes| sha256(bytes));
-        Ok(Self { digest: sha256(digests.as_flattened()), certificate, key, chain, roots, revision })
+        Self { digest: sha256(digests.as_flattened()), certificate, key, chain, roots, revision }
     }
 }
 
 impl Signing {
-    /// Checks that the files belong together.
+    /// Checks that the files belong together. `folder` is what errors name.
     pub(super) fn of(
         folder: &Path,
         files: &Files,
