@@ -6,17 +6,19 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::Context;
 use futures::FutureExt;
+use futures::future::BoxFuture;
 use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Admin, ControllerSources};
-use crate::ca::Authority;
 use crate::ca::agents::Agents;
 use crate::ca::attest::{Attestor, ListedNode, Nodes};
+use crate::ca::kubernetes::{Cluster, follow_secret};
 use crate::ca::rotation::{ControllerView, RootView};
 use crate::ca::serve::{self, Metrics, ServerCertificate, Service};
+use crate::ca::{Authority, Source};
 use crate::certs::Clock;
 use crate::config::ControllerConfig;
 use crate::lifecycle::{Shutdown, Signals, TaskGroup};
@@ -44,7 +46,7 @@ async fn serve(config: ControllerConfig, file: PathBuf) -> anyhow::Result<()> {
     tokio::spawn(Signals::take()?.stop(shutdown.clone()));
     let stop = shutdown.draining();
 
-    let authority = Authority::open(&config.authority(), Clock::system())?;
+    let (authority, followed) = authority(&config, &stop).await?;
     let (list, nodes) = watch::channel(config.nodes());
     let attestor: Arc<dyn Attestor> = Arc::new(Nodes::new(nodes));
     let (certificate, fresh) = ServerCertificate::new(&authority, config.names.clone(), stop.clone())?;
@@ -68,7 +70,7 @@ async fn serve(config: ControllerConfig, file: PathBuf) -> anyhow::Result<()> {
         Ok::<(), std::convert::Infallible>(())
     };
     let boxed = |task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| run(task);
-    tasks.spawn("authority's files", boxed(Box::pin(authority.clone().follow_files(stop.clone()))));
+    tasks.spawn("authority's files", boxed(followed));
     tasks.spawn("own certificate", boxed(Box::pin(fresh)));
     tasks.spawn("configuration", boxed(Box::pin(follow_nodes(config.clone(), file, list, stop.clone()))));
     tasks.spawn("port", boxed(Box::pin(service.serve(listener, certificate, stop.clone()))));
@@ -101,6 +103,23 @@ async fn serve(config: ControllerConfig, file: PathBuf) -> anyhow::Result<()> {
     tasks.join(Duration::from_secs(10)).await;
     tracing::info!("stopped; agents go on with the certificates that they have");
     Ok(())
+}
+
+/// What is signed with, and what takes it in whenever it is replaced.
+async fn authority(
+    config: &ControllerConfig,
+    stop: &CancellationToken,
+) -> anyhow::Result<(Authority, BoxFuture<'static, ()>)> {
+    let (own, stop) = (config.authority(), stop.clone());
+    let Source::Secret(secret) = &own.source else {
+        let authority = Authority::open(&own, Clock::system())?;
+        return Ok((authority.clone(), authority.follow_files(stop).boxed()));
+    };
+    let cluster = Cluster::connect(config.kubernetes.kubeconfig.as_deref()).await?;
+    let keys = cluster.secret(secret).await.context("cannot read the authority's secret")?.keys;
+    let authority = Authority::open_keys(&own, &keys, Clock::system())?;
+    let follow = follow_secret(cluster, secret.clone(), authority.clone(), stop);
+    Ok((authority, follow.boxed()))
 }
 
 fn tell(authority: &Authority, config: &ControllerConfig) {

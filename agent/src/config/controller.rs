@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{ConfigError, Tls, example};
 use crate::admin::AdminConfig;
-use crate::ca::AuthorityConfig;
 use crate::ca::attest::{ListedNode, PublicKeyPin, listed_twice};
+use crate::ca::kubernetes::SecretName;
+use crate::ca::{AuthorityConfig, Source};
 use crate::discovery::yaml::{self, Complaints, Invalid, Path as Field};
 use crate::model::{SpiffeId, TrustDomain, units};
 use crate::telemetry::LogConfig;
@@ -28,6 +29,8 @@ pub struct ControllerConfig {
     pub trust_domain: TrustDomain,
     /// What it signs with.
     pub authority: AuthoritySection,
+    /// How Kubernetes' API server is reached, where something needs it.
+    pub kubernetes: KubernetesSection,
     /// Who may ask for what.
     pub attestation: Attestation,
     /// How agents come to another root or another issuing certificate.
@@ -45,8 +48,11 @@ pub struct ControllerConfig {
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct AuthoritySection {
     /// The folder with ca-cert.pem, ca-key.pem, cert-chain.pem and root-cert.pem, as `underpass ca` makes it
-    /// and Istio's secret `cacerts` has it. It is watched.
-    pub folder: PathBuf,
+    /// and Istio's secret `cacerts` has it. It is watched. Null: /etc/underpass/ca, if there is no secret.
+    pub folder: Option<PathBuf>,
+    /// A secret that has these files as its keys, instead of a folder: `{namespace, name}`. It is read and
+    /// watched by Kubernetes' API, for which a Role has to allow to get, list and watch it.
+    pub secret: Option<SecretName>,
     /// How long a certificate is valid when the agent does not say.
     #[serde(with = "units::duration")]
     #[schemars(with = "String")]
@@ -59,6 +65,14 @@ pub struct AuthoritySection {
     #[serde(with = "units::duration")]
     #[schemars(with = "String")]
     pub backdate: Duration,
+}
+
+/// How Kubernetes' API server is reached.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct KubernetesSection {
+    /// By this kubeconfig's current context. Null: as the service account of the controller's own pod.
+    pub kubeconfig: Option<PathBuf>,
 }
 
 /// Who may ask for what.
@@ -111,6 +125,7 @@ impl Default for ControllerConfig {
             names: vec!["underpass-controller.underpass-system.svc".into()],
             trust_domain: TrustDomain::default(),
             authority: AuthoritySection::default(),
+            kubernetes: KubernetesSection::default(),
             attestation: Attestation::default(),
             rotation: Rotation::default(),
             tls: Tls::default(),
@@ -122,9 +137,9 @@ impl Default for ControllerConfig {
 
 impl Default for AuthoritySection {
     fn default() -> Self {
-        let AuthorityConfig { folder, lifetime, max_lifetime, backdate, .. } =
-            AuthorityConfig::new("/etc/underpass/ca", TrustDomain::default());
-        Self { folder, lifetime, max_lifetime, backdate }
+        let AuthorityConfig { lifetime, max_lifetime, backdate, .. } =
+            AuthorityConfig::new(FOLDER, TrustDomain::default());
+        Self { folder: None, secret: None, lifetime, max_lifetime, backdate }
     }
 }
 
@@ -179,12 +194,11 @@ impl ControllerConfig {
 
     /// What the authority needs of it.
     pub fn authority(&self) -> AuthorityConfig {
-        AuthorityConfig {
-            lifetime: self.authority.lifetime,
-            max_lifetime: self.authority.max_lifetime,
-            backdate: self.authority.backdate,
-            ..AuthorityConfig::new(self.authority.folder.clone(), self.trust_domain.clone())
-        }
+        let AuthoritySection { folder, secret, lifetime, max_lifetime, backdate } = self.authority.clone();
+        let folder = folder.unwrap_or_else(|| FOLDER.into());
+        let source = secret.map_or(Source::Folder(folder.clone()), Source::Secret);
+        let config = AuthorityConfig::new(folder, self.trust_domain.clone());
+        AuthorityConfig { source, lifetime, max_lifetime, backdate, ..config }
     }
 
     /// What the admin listeners need of it.
@@ -221,11 +235,21 @@ impl Check {
                 self.complaints.add(field("names").index(at), why);
             }
         }
-        for (name, path) in
-            [("authority.folder", &config.authority.folder), ("admin.socket", &config.admin.socket)]
-        {
-            if path.as_os_str().is_empty() {
+        for (name, path) in [
+            ("authority.folder", config.authority.folder.as_ref()),
+            ("kubernetes.kubeconfig", config.kubernetes.kubeconfig.as_ref()),
+            ("admin.socket", Some(&config.admin.socket)),
+        ] {
+            if path.is_some_and(|path| path.as_os_str().is_empty()) {
                 self.refuse(name, "must not be empty");
+            }
+        }
+        if let Some(secret) = &config.authority.secret {
+            if config.authority.folder.is_some() {
+                self.refuse("authority.secret", "stands beside a folder: the authority is in one of the two");
+            }
+            if let Err(why) = secret.check() {
+                self.refuse("authority.secret", &why);
             }
         }
         if config.admin.address == Some(config.listen) && config.listen.port() != 0 {
@@ -288,6 +312,8 @@ fn field(name: &str) -> Field {
     Field::default().key(name)
 }
 
+/// Where the authority is when nothing is said.
+const FOLDER: &str = "/etc/underpass/ca";
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const MOST_LIFETIME: Duration = Duration::from_secs(3650 * 24 * 3600);
 const MOST_BACKDATE: Duration = DAY;

@@ -44,6 +44,15 @@ fn nodes_are_read() {
 }
 
 #[test]
+fn the_authority_is_in_a_folder_or_in_a_secret() {
+    let source = |text: &str| ControllerConfig::parse(text).unwrap().authority().source;
+    assert_eq!(source("{}"), Source::Folder("/etc/underpass/ca".into()));
+    assert_eq!(source("authority: {folder: /a}"), Source::Folder("/a".into()));
+    let secret = source("authority: {secret: {namespace: istio-system, name: cacerts}}");
+    assert_eq!(secret, Source::Secret("istio-system/cacerts".parse().unwrap()));
+}
+
+#[test]
 fn what_is_wrong_is_named_with_its_place() {
     let nodes = |lines: &str| format!("attestation:\n  nodes:\n{lines}");
     let node = |name: &str, last: char| format!("  - {{name: {name}, key: \"{}{last}\"}}\n", &KEY[..70]);
@@ -55,6 +64,20 @@ fn what_is_wrong_is_named_with_its_place() {
         ("names: ['']".into(), "1:9: names[0]: must be a DNS name"),
         ("trustDomain: UPPER".into(), "1:14: trustDomain: "),
         ("authority: {folder: ''}".into(), "1:21: authority.folder: must not be empty"),
+        (
+            "authority: {folder: /a, secret: {namespace: n, name: s}}".into(),
+            "1:33: authority.secret: stands beside a folder",
+        ),
+        ("authority: {secret: {namespace: n}}".into(), "1:22: authority.secret: missing field `name`"),
+        (
+            "authority: {secret: {namespace: N, name: s}}".into(),
+            "1:21: authority.secret: \"N\" is no namespace",
+        ),
+        (
+            "authority: {secret: {namespace: n, name: ../s}}".into(),
+            "1:21: authority.secret: \"../s\" is no secret's",
+        ),
+        ("kubernetes: {kubeconfig: ''}".into(), "1:26: kubernetes.kubeconfig: must not be empty"),
         ("authority: {lifetime: 0s}".into(), "1:23: authority.lifetime: must be 1s to"),
         ("authority: {lifetime: 500ms}".into(), "1:23: authority.lifetime: must be 1s to"),
         ("authority: {lifetime: 24}".into(), "1:23: authority.lifetime: a duration is written like"),
