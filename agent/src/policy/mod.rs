@@ -34,7 +34,7 @@ pub use rules::{
     Action, Group, HeaderMatch, Match, PathMatch, Policy, Rule, Scope, ServiceAccount, StringMatch,
 };
 pub use set::{PolicySet, Subject};
-pub use settings::{InboundDefault, PathNormalization, Settings, Stance};
+pub use settings::{InboundDefault, LinkerdSettings, PathNormalization, PolicySettings, Settings, Stance};
 pub use template::{PathTemplate, TemplateError};
 
 #[cfg(test)]

@@ -56,6 +56,63 @@ impl Settings {
     }
 }
 
+/// The same as people write it; what they leave out has the dialects' own defaults.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct PolicySettings {
+    /// Istio: the namespace whose policies are the whole mesh's; istio-system when left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub root_namespace: Option<String>,
+    /// Istio: what a request's path is brought to before it is compared and sent on: NONE, BASE, MERGE_SLASHES or
+    /// DECODE_AND_MERGE_SLASHES.
+    pub path_normalization: PathNormalization,
+    /// What holds where no policy says anything: allow, mtls (whoever proves an identity) or deny (whom a
+    /// policy allows by name).
+    pub stance: Stance,
+    /// The same for single namespaces.
+    pub namespace_stances: BTreeMap<String, Stance>,
+    /// What the mesh takes over from Linkerd's own configuration.
+    pub linkerd: LinkerdSettings,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct LinkerdSettings {
+    /// What holds for a port that no Server names: all-unauthenticated, all-authenticated,
+    /// cluster-authenticated, cluster-unauthenticated, deny or audit.
+    pub default_inbound_policy: InboundDefault,
+    /// The namespace of its control plane, a part of its identities; linkerd when left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// What counts as the cluster; the private ranges when left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Vec<String>>")]
+    pub cluster_networks: Option<Vec<IpNet>>,
+    /// From where probes are let in; everywhere when left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Vec<String>>")]
+    pub probe_networks: Option<Vec<IpNet>>,
+}
+
+impl PolicySettings {
+    pub fn settings(&self, trust_domain: TrustDomain) -> Settings {
+        let defaults = Settings::new(trust_domain);
+        let text = |given: &Option<String>, default| given.as_deref().map_or(default, Into::into);
+        let stances = self.namespace_stances.iter().map(|(name, stance)| (name.as_str().into(), *stance));
+        Settings {
+            root_namespace: text(&self.root_namespace, defaults.root_namespace),
+            path_normalization: self.path_normalization,
+            trust_domain: defaults.trust_domain,
+            default_inbound_policy: self.linkerd.default_inbound_policy,
+            linkerd_namespace: text(&self.linkerd.namespace, defaults.linkerd_namespace),
+            cluster_networks: self.linkerd.cluster_networks.clone().unwrap_or(defaults.cluster_networks),
+            probe_networks: self.linkerd.probe_networks.clone().unwrap_or(defaults.probe_networks),
+            stance: self.stance,
+            namespace_stances: stances.collect(),
+        }
+    }
+}
+
 /// What holds where no policy says anything.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
