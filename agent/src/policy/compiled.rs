@@ -1,15 +1,17 @@
-//! The policies of one workload, ready to be asked about connections.
+//! The policies of one workload, ready to be asked about connections and requests.
 
-use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::model::{MtlsMode, SpiffeId};
 
-use super::matcher::Matcher;
 use super::mtls::{EffectiveMtls, MtlsOrigin};
 use super::peer::Peer;
-use super::tri::Tri;
+use super::request::Request;
+use super::resource::{Kind, ResourceRef};
+use super::rule_list::RuleList;
+use super::settings::Stance;
+use super::verdict::{By, Connection, Verdict, Why};
 
 /// What is known of a connection when it is judged, at the destination.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,46 +42,57 @@ impl Conn {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Compiled {
     pub(super) mtls: EffectiveMtls,
+    /// The resources that set its mode and its ports' modes, where they are known.
+    pub(super) mtls_by: [Option<Arc<ResourceRef>>; 2],
     pub(super) blocks: Vec<Block>,
-    pub(super) deny: Vec<Arc<Matcher>>,
-    pub(super) allow: Vec<Arc<Matcher>>,
-    pub(super) audit: Vec<Arc<Matcher>>,
+    pub(super) deny: Arc<RuleList>,
+    pub(super) allow: Arc<RuleList>,
+    pub(super) audit: Arc<RuleList>,
+    pub(super) stance: Stance,
+    pub(super) linkerd_namespace: Arc<str>,
+    /// Nothing is enforced and everything is to be seen.
+    pub(super) observed: bool,
     /// With the dry-run policies in force as well; none where none applies.
     pub(super) would: Option<Box<Compiled>>,
 }
 
 impl Compiled {
-    /// Deny wins over allow. When there are ALLOW policies, one of them has to match.
-    pub fn evaluate(&self, conn: &Conn) -> Verdict {
-        if let Some(block) = self.blocks.first() {
-            return block.verdict();
-        }
-        let (mode, origin) = self.mtls.on_port(conn.destination_port);
-        if conn.source.is_none() && mode == MtlsMode::Strict {
-            return Verdict::Deny { by: None, why: Why::Strict(origin) };
-        }
-        let peer = Peer::new(conn, None, "linkerd");
-        if let Some(policy) = self.deny.iter().find(|policy| policy.judge(&peer) != Tri::No) {
-            return Verdict::Deny { by: Some(policy.name().clone()), why: Why::DenyMatched };
-        }
-        if self.allow.is_empty() {
-            return Verdict::Allow { by: None };
-        }
-        match self.allow.iter().find(|policy| policy.judge(&peer) == Tri::Yes) {
-            Some(policy) => Verdict::Allow { by: Some(policy.name().clone()) },
-            None => Verdict::Deny { by: None, why: Why::NoAllowMatched(self.allow.len()) },
+    /// About one request; or, without one, about a connection on which something is sent that is not HTTP:
+    /// a policy that allows does not match what cannot be known then, and one that denies does.
+    ///
+    /// STRICT before DENY before ALLOW before the default stance. When there are ALLOW policies, one of them
+    /// has to match.
+    pub fn evaluate(&self, conn: &Conn, request: Option<&Request<'_>>) -> Verdict {
+        let peer = self.peer(conn, request);
+        match self.decide(&peer) {
+            Decision::Allow(by) => Verdict::Allow { by },
+            Decision::Deny(by, why) => Verdict::Deny { by, why },
+            Decision::Depends(by) => Verdict::Deny { by, why: Why::NotHttp },
         }
     }
 
-    /// What the answer would be if the dry-run policies were in force. None where none applies.
-    pub fn dry_run(&self, conn: &Conn) -> Option<Verdict> {
-        self.would.as_ref().map(|would| would.evaluate(conn))
+    /// About a connection of which nothing was read yet.
+    pub fn on_connection(&self, conn: &Conn) -> Connection {
+        match self.decide(&self.peer(conn, None)) {
+            Decision::Allow(by) => Connection::Allow(Verdict::Allow { by }),
+            Decision::Deny(by, why) => Connection::Deny(Verdict::Deny { by, why }),
+            Decision::Depends(_) => Connection::PerRequest,
+        }
     }
 
-    /// Whether what is sent to this port has to be read as HTTP: some policy looks at requests.
+    /// What [`Compiled::evaluate`] would say if the dry-run policies were in force. None where none applies.
+    pub fn dry_run(&self, conn: &Conn, request: Option<&Request<'_>>) -> Option<Verdict> {
+        self.would.as_ref().map(|would| would.evaluate(conn, request))
+    }
+
+    /// The AUDIT policies that match, each with the first rule that does.
+    pub fn audited(&self, conn: &Conn, request: Option<&Request<'_>>) -> Vec<By> {
+        self.audit.all(&self.peer(conn, request))
+    }
+
+    /// Whether some policy looks at requests to this port, be it one that decides nothing.
     pub fn needs_http(&self, port: u16) -> bool {
-        let mut policies = self.deny.iter().chain(&self.allow).chain(&self.audit);
-        policies.any(|policy| policy.looks_at_requests(port))
+        [&self.deny, &self.allow, &self.audit].iter().any(|rules| rules.looks_at_requests(port))
             || self.would.as_ref().is_some_and(|would| would.needs_http(port))
     }
 
@@ -94,21 +107,100 @@ impl Compiled {
 
     /// `namespace/name` of each policy in force, DENY policies first.
     pub fn policy_names(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.deny.iter().chain(&self.allow).map(|policy| policy.name())
+        self.deny.policies().iter().chain(self.allow.policies()).map(|policy| policy.name())
     }
 
     /// Why everything is denied, if it is, whoever asks.
     pub fn blocked(&self) -> Option<Verdict> {
-        self.blocks.first().map(Block::verdict)
+        self.blocks.first().map(|block| Verdict::Deny { by: block.by.clone(), why: block.why.clone() })
+    }
+
+    /// Whether its verdicts are only told, not enforced.
+    pub fn is_observed(&self) -> bool {
+        self.observed
     }
 
     pub(super) fn new(mtls: EffectiveMtls) -> Self {
-        Self { mtls, blocks: Vec::new(), deny: Vec::new(), allow: Vec::new(), audit: Vec::new(), would: None }
+        Self {
+            mtls,
+            mtls_by: [None, None],
+            blocks: Vec::new(),
+            deny: Arc::default(),
+            allow: Arc::default(),
+            audit: Arc::default(),
+            stance: Stance::Allow,
+            linkerd_namespace: "linkerd".into(),
+            observed: false,
+            would: None,
+        }
     }
 
-    pub(super) fn block(&mut self, block: Block) {
-        self.blocks.push(block);
+    pub(super) fn peer<'a>(&'a self, conn: &'a Conn, request: Option<&'a Request<'a>>) -> Peer<'a> {
+        Peer::new(conn, request, &self.linkerd_namespace)
     }
+
+    pub(super) fn decide(&self, peer: &Peer<'_>) -> Decision {
+        if let Some(block) = self.blocks.first() {
+            return Decision::Deny(block.by.clone(), block.why.clone());
+        }
+        if peer.identity.is_none()
+            && let Some(strict) = self.strict(peer.port)
+        {
+            return strict;
+        }
+        self.rules(peer).and(|| self.stance(peer))
+    }
+
+    fn strict(&self, port: Option<u16>) -> Option<Decision> {
+        let (mode, origin) = match port {
+            Some(port) => self.mtls.on_port(port),
+            None => (self.mtls.mode, self.mtls.origin),
+        };
+        let [by_mode, by_ports] = &self.mtls_by;
+        let by = if origin == MtlsOrigin::Port { by_ports } else { by_mode };
+        (mode == MtlsMode::Strict).then(|| Decision::Deny(None, Why::Strict(origin, by.clone())))
+    }
+
+    /// Deny wins over allow.
+    fn rules(&self, peer: &Peer<'_>) -> Decision {
+        let denied = self.deny.find(peer);
+        if let Some(at) = denied.yes {
+            return Decision::Deny(self.deny.by(at), Why::DenyMatched);
+        }
+        let denied = match denied.depends {
+            Some(at) => Decision::Depends(self.deny.by(at)),
+            None => Decision::Allow(Vec::new()),
+        };
+        denied.and(|| {
+            if self.allow.is_empty() {
+                return Decision::Allow(Vec::new());
+            }
+            let found = self.allow.find(peer);
+            match (found.yes, found.depends) {
+                (Some(at), _) => Decision::Allow(self.allow.by(at).into_iter().collect()),
+                (None, Some(at)) => Decision::Depends(self.allow.by(at)),
+                (None, None) => Decision::Deny(None, Why::NoAllowMatched(self.allow.policies().len())),
+            }
+        })
+    }
+
+    /// Only where nothing had to allow it by name.
+    fn stance(&self, peer: &Peer<'_>) -> Decision {
+        let named = !self.allow.is_empty();
+        let open = match self.stance {
+            Stance::Allow => true,
+            Stance::Mtls => peer.identity.is_some(),
+            Stance::Deny => false,
+        };
+        match named || open {
+            true => Decision::Allow(Vec::new()),
+            false => Decision::Deny(Some(By::whole(stance_resource())), Why::DefaultDeny),
+        }
+    }
+}
+
+fn stance_resource() -> Arc<ResourceRef> {
+    Arc::new(ResourceRef { kind: Kind::Stance, namespace: "".into(), name: "default".into() })
 }
 
 const STRICT: EffectiveMtls = EffectiveMtls {
@@ -117,70 +209,31 @@ const STRICT: EffectiveMtls = EffectiveMtls {
     ports: std::collections::BTreeMap::new(),
 };
 
-/// The answer about one connection, with what decided it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    Allow {
-        /// `namespace/name` of the ALLOW policy that matched; none where no ALLOW policy applies.
-        by: Option<Arc<str>>,
-    },
-    Deny {
-        /// `namespace/name` of the policy that refused, where it was one.
-        by: Option<Arc<str>>,
-        why: Why,
-    },
+/// What comes of some of the requirements, all of which have to be met.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Decision {
+    Allow(Vec<By>),
+    Deny(Option<By>, Why),
+    /// On the request; for a policy that looks at it.
+    Depends(Option<By>),
 }
 
-impl Verdict {
-    pub fn is_allow(&self) -> bool {
-        matches!(self, Self::Allow { .. })
-    }
-
-    /// The policy that decided, for the access log.
-    pub fn by(&self) -> Option<&Arc<str>> {
+impl Decision {
+    /// This one and the next. What is denied is denied, whatever else depends.
+    pub(super) fn and(self, next: impl FnOnce() -> Self) -> Self {
         match self {
-            Self::Allow { by } | Self::Deny { by, .. } => by.as_ref(),
-        }
-    }
-}
-
-/// Why a connection is denied.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Why {
-    /// A DENY policy matches.
-    DenyMatched,
-    /// There are this many ALLOW policies, and none matches.
-    NoAllowMatched(usize),
-    /// It is plaintext, and the mode set at this level is STRICT.
-    Strict(MtlsOrigin),
-    /// The workload names a policy that nobody has sent.
-    UnknownPolicy,
-    /// The policy could not be understood.
-    Defective(Arc<str>),
-    /// The pod's own workload is not known, and with it which policies apply.
-    UnknownWorkload,
-}
-
-impl fmt::Display for Verdict {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Allow { by: Some(policy) } => write!(f, "allowed by policy {policy}"),
-            Self::Allow { by: None } => f.write_str("allowed: no ALLOW policy applies"),
-            Self::Deny { by: Some(policy), why } => write!(f, "denied by policy {policy}: {why}"),
-            Self::Deny { by: None, why } => write!(f, "denied: {why}"),
-        }
-    }
-}
-
-impl fmt::Display for Why {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::DenyMatched => f.write_str("its DENY rules match"),
-            Self::NoAllowMatched(n) => write!(f, "none of {n} ALLOW policies matches"),
-            Self::Strict(origin) => write!(f, "plaintext, and mutual TLS is STRICT (set for the {origin})"),
-            Self::UnknownPolicy => f.write_str("the workload names it, but it is not known"),
-            Self::Defective(defect) => write!(f, "it could not be understood: {defect}"),
-            Self::UnknownWorkload => f.write_str("the destination's own workload is not known"),
+            Self::Deny(..) => self,
+            Self::Allow(mut by) => match next() {
+                Self::Allow(more) => {
+                    by.extend(more);
+                    Self::Allow(by)
+                }
+                other => other,
+            },
+            Self::Depends(by) => match next() {
+                Self::Deny(by, why) => Self::Deny(by, why),
+                Self::Allow(_) | Self::Depends(_) => Self::Depends(by),
+            },
         }
     }
 }
@@ -188,20 +241,19 @@ impl fmt::Display for Why {
 /// A reason to deny everything.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Block {
-    by: Option<Arc<str>>,
-    why: Why,
+    pub(super) by: Option<By>,
+    pub(super) why: Why,
 }
 
 impl Block {
-    pub(super) fn unknown_policy(key: &Arc<str>) -> Self {
-        Self { by: Some(key.clone()), why: Why::UnknownPolicy }
+    pub(super) fn unknown_policy(key: &str) -> Self {
+        let (namespace, name) = key.split_once('/').unwrap_or(("", key));
+        let resource =
+            ResourceRef { kind: Kind::Authorization, namespace: namespace.into(), name: name.into() };
+        Self { by: Some(By::whole(Arc::new(resource))), why: Why::UnknownPolicy }
     }
 
-    pub(super) fn defective_policy(key: &Arc<str>, defect: &Arc<str>) -> Self {
-        Self { by: Some(key.clone()), why: Why::Defective(defect.clone()) }
-    }
-
-    fn verdict(&self) -> Verdict {
-        Verdict::Deny { by: self.by.clone(), why: self.why.clone() }
+    pub(super) fn defective_policy(resource: &Arc<ResourceRef>, defect: &Arc<str>) -> Self {
+        Self { by: Some(By::whole(resource.clone())), why: Why::Defective(defect.clone()) }
     }
 }

@@ -4,8 +4,9 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::peer::{Peer, header};
+use super::ports::PortSet;
 use super::resource::ResourceRef;
-use super::rules::{Action, Group, Match, Policy};
+use super::rules::{Group, Match, Policy};
 use super::tri::Tri;
 use super::values::{Accounts, Nets, Paths, Ports, Strings, as_is};
 
@@ -13,7 +14,6 @@ use super::values::{Accounts, Nets, Paths, Ports, Strings, as_is};
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Matcher {
     pub(super) resource: Arc<ResourceRef>,
-    pub(super) action: Action,
     name: Arc<str>,
     pub(super) groups: Box<[AllOf]>,
 }
@@ -22,7 +22,6 @@ impl Matcher {
     pub(super) fn new(policy: &Policy) -> Self {
         Self {
             resource: Arc::new(policy.resource()),
-            action: policy.action,
             name: policy.key(),
             groups: policy.groups.iter().map(AllOf::new).collect(),
         }
@@ -33,13 +32,9 @@ impl Matcher {
         &self.name
     }
 
+    #[allow(dead_code, reason = "for lists that are too short to be indexed")]
     pub(super) fn judge(&self, peer: &Peer<'_>) -> Tri {
         Tri::any(self.groups.iter().map(|group| group.judge(peer)))
-    }
-
-    /// Whether its answer can depend on the request of a connection to this port.
-    pub(super) fn looks_at_requests(&self, port: u16) -> bool {
-        self.groups.iter().any(|group| group.looks_at_requests(port))
     }
 }
 
@@ -60,16 +55,15 @@ impl AllOf {
         if self.never { Tri::No } else { Tri::all(self.rules.iter().map(|rule| rule.judge(peer))) }
     }
 
-    fn looks_at_requests(&self, port: u16) -> bool {
-        let may_hold = |rule: &AnyOf| match &rule.fields {
-            None => true,
-            Some(fields) => fields.iter().any(|fields| fields.may_hold_on(port)),
-        };
-        let looks =
-            |fields: &Fields| fields.may_hold_on(port) && fields.0.iter().any(|field| field.is_of_request());
-        !self.never
-            && self.rules.iter().all(may_hold)
-            && self.rules.iter().filter_map(|rule| rule.fields.as_ref()).flatten().any(looks)
+    /// On which ports its answer can depend on the request.
+    pub(super) fn request_ports(&self) -> PortSet {
+        let mut ports = PortSet::none();
+        let fields = self.rules.iter().filter_map(|rule| rule.fields.as_ref()).flatten();
+        fields.filter(|fields| fields.is_of_request()).for_each(|fields| ports.add(&fields.ports()));
+        if self.never || ports.is_empty() {
+            return PortSet::none();
+        }
+        self.rules.iter().fold(ports, |ports, rule| ports.and(&rule.ports()))
     }
 }
 
@@ -93,6 +87,14 @@ impl AnyOf {
             None => Tri::Yes,
             Some(fields) => Tri::any(fields.iter().map(|fields| fields.judge(peer))),
         }
+    }
+
+    /// The ports of connections for which it can hold.
+    fn ports(&self) -> PortSet {
+        let Some(fields) = &self.fields else { return PortSet::all() };
+        let mut ports = PortSet::none();
+        fields.iter().for_each(|fields| ports.add(&fields.ports()));
+        ports
     }
 }
 
@@ -158,10 +160,15 @@ impl Fields {
         Tri::all(self.0.iter().map(|field| field.judge(peer)))
     }
 
-    fn may_hold_on(&self, port: u16) -> bool {
-        self.0.iter().all(|field| match &field.values {
-            Values::Ports(ports) => ports.contain(port) != field.negative,
-            _ => true,
+    fn is_of_request(&self) -> bool {
+        self.0.iter().any(Field::is_of_request)
+    }
+
+    fn ports(&self) -> PortSet {
+        self.0.iter().fold(PortSet::all(), |ports, field| match (&field.values, field.negative) {
+            (Values::Ports(values), false) => ports.and(&PortSet::of(values.iter())),
+            (Values::Ports(values), true) => ports.and(&PortSet::of(values.iter()).not()),
+            _ => ports,
         })
     }
 }

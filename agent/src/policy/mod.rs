@@ -2,7 +2,8 @@
 //! per connection. No I/O.
 //!
 //! [`PolicySet::compile`] is called when something changed and gives each workload its [`Compiled`];
-//! [`Compiled::evaluate`] is called per connection; [`Compiled::kernel_plan`] tells the kernel which
+//! [`Compiled::on_connection`] is called per connection, [`Compiled::evaluate`]
+//! per request where it depends; [`Compiled::kernel_plan`] tells the kernel which
 //! plaintext connections nobody has to look at.
 //!
 //! The rules of evaluation are those of Istio's `istio.security.Authorization`, except where they
@@ -16,16 +17,19 @@ mod mtls;
 mod object;
 mod peer;
 mod plan;
+mod ports;
 mod request;
 mod resource;
+mod rule_list;
 mod rules;
 mod set;
 mod settings;
 mod template;
 mod tri;
 mod values;
+mod verdict;
 
-pub use compiled::{Compiled, Conn, Verdict, Why};
+pub use compiled::{Compiled, Conn};
 pub use mtls::{EffectiveMtls, MtlsDefaults, MtlsOrigin};
 pub use object::{LabelOperator, LabelRequirement, LabelSelector, Meta, Object, ObjectError};
 pub use request::Request;
@@ -36,6 +40,7 @@ pub use rules::{
 pub use set::{PolicySet, Subject};
 pub use settings::{InboundDefault, LinkerdSettings, PathNormalization, PolicySettings, Settings, Stance};
 pub use template::{PathTemplate, TemplateError};
+pub use verdict::{By, Connection, Verdict, Why};
 
 #[cfg(test)]
 mod oracle;

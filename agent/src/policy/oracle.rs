@@ -94,7 +94,7 @@ proptest! {
     fn compiled_policies_decide_as_the_rules_say(mesh in meshes(), conns in prop::collection::vec(conns(), 8)) {
         let compiled = mesh.compile();
         for conn in conns {
-            let verdict = compiled.evaluate(&conn);
+            let verdict = compiled.evaluate(&conn, None);
             prop_assert_eq!(verdict.is_allow(), allowed(&mesh, &conn), "{:?} for {:?}", verdict, conn);
         }
     }
@@ -116,7 +116,7 @@ proptest! {
     fn a_dry_run_says_what_would_be(mesh in meshes(), conn in conns()) {
         let mut enforced = mesh.clone();
         enforced.policies.iter_mut().for_each(|policy| policy.dry_run = false);
-        if let Some(would) = mesh.compile().dry_run(&conn) {
+        if let Some(would) = mesh.compile().dry_run(&conn, None) {
             prop_assert_eq!(would.is_allow(), allowed(&enforced, &conn));
         } else {
             prop_assert_eq!(allowed(&mesh, &conn), allowed(&enforced, &conn));
@@ -127,7 +127,7 @@ proptest! {
     fn a_dry_run_of_plaintext_is_seen(mesh in meshes(), conn in conns()) {
         let plaintext = Conn { source: None, ..conn };
         let compiled = mesh.compile();
-        let denied = compiled.dry_run(&plaintext).is_some_and(|would| !would.is_allow());
+        let denied = compiled.dry_run(&plaintext, None).is_some_and(|would| !would.is_allow());
         if compiled.kernel_plan().action(plaintext.destination_port) == InboundAction::Pass {
             prop_assert!(!denied, "passed unseen: {:?}", plaintext);
         }
@@ -141,7 +141,7 @@ proptest! {
         } else {
             more.policies.push(Policy { action: Action::Deny, ..defective() });
         }
-        let (before, after) = (mesh.compile().evaluate(&conn), more.compile().evaluate(&conn));
+        let (before, after) = (mesh.compile().evaluate(&conn, None), more.compile().evaluate(&conn, None));
         prop_assert!(before.is_allow() || !after.is_allow());
         prop_assert!(!after.is_allow());
     }
@@ -309,17 +309,17 @@ fn the_search_covers_both_answers() {
     for _ in 0..2000 {
         let mesh = meshes().new_tree(&mut runner).unwrap().current();
         let conn = conns().new_tree(&mut runner).unwrap().current();
-        let verdict = match mesh.compile().evaluate(&conn) {
-            Verdict::Allow { by: Some(_) } => "allowed by a policy".to_string(),
-            Verdict::Allow { by: None } => "allowed by default".to_string(),
+        let verdict = match mesh.compile().evaluate(&conn, None) {
+            Verdict::Allow { by } if !by.is_empty() => "allowed by a policy".to_string(),
+            Verdict::Allow { .. } => "allowed by default".to_string(),
             Verdict::Deny { why, .. } => {
                 format!("{why:?}").split(['(', ' ']).next().unwrap_or_default().to_string()
             }
         };
         if mesh
             .compile()
-            .dry_run(&conn)
-            .is_some_and(|would| would.is_allow() != mesh.compile().evaluate(&conn).is_allow())
+            .dry_run(&conn, None)
+            .is_some_and(|would| would.is_allow() != mesh.compile().evaluate(&conn, None).is_allow())
         {
             *seen.entry("a dry run that disagrees".into()).or_default() += 1;
         }

@@ -4,10 +4,9 @@ use std::collections::BTreeSet;
 
 use crate::model::{InboundAction, InboundPlan, MtlsMode};
 
-use super::compiled::Compiled;
-use super::matcher::Values;
+use super::compiled::{Compiled, Decision};
 use super::peer::Peer;
-use super::tri::Tri;
+use super::rule_list::Found;
 
 impl Compiled {
     /// Per port of the application, for connections from outside the pod that carry no identity.
@@ -27,30 +26,25 @@ impl Compiled {
 
     /// `None` stands for every port that nothing names.
     fn plaintext_action(&self, port: Option<u16>) -> InboundAction {
+        if self.observed {
+            return InboundAction::Steer;
+        }
         let mode = port.map_or(self.mtls.mode, |port| self.mtls.on_port(port).0);
         if mode == MtlsMode::Strict {
             return InboundAction::Drop;
         }
         let peer = Peer::plaintext(port);
-        let seen = self.deny.iter().chain(&self.audit).any(|policy| policy.judge(&peer) != Tri::No);
-        let allowed =
-            self.allow.is_empty() || self.allow.iter().any(|policy| policy.judge(&peer) == Tri::Yes);
+        let allowed = matches!(self.decide(&peer), Decision::Allow(_));
+        let audited = self.audit.find(&peer) != Found::default();
         // What a dry-run policy would deny has to be seen to be told.
         let told = self.would.as_ref().is_none_or(|w| w.plaintext_action(port) == InboundAction::Pass);
-        let passed = self.blocks.is_empty() && !seen && allowed && told;
-        if passed { InboundAction::Pass } else { InboundAction::Steer }
+        if allowed && !audited && told { InboundAction::Pass } else { InboundAction::Steer }
     }
 
     fn named_ports(&self) -> BTreeSet<u16> {
         // Those in force and the others.
         let all = self.would.as_deref().unwrap_or(self);
-        let matchers = all.deny.iter().chain(&all.allow).chain(&all.audit);
-        let rules = matchers.flat_map(|m| &m.groups).flat_map(|group| &group.rules);
-        let fields = rules.flat_map(|rule| rule.fields.iter().flatten()).flat_map(|fields| &fields.0);
-        let ports = fields.filter_map(|field| match &field.values {
-            Values::Ports(ports) => Some(ports.iter()),
-            _ => None,
-        });
-        ports.flatten().chain(self.mtls.ports.keys().copied()).filter(|port| *port != 0).collect()
+        let ports = [&all.deny, &all.allow, &all.audit].map(|rules| rules.named_ports());
+        ports.into_iter().flatten().chain(self.mtls.ports.keys().copied()).filter(|port| *port != 0).collect()
     }
 }

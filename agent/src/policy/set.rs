@@ -9,6 +9,7 @@ use crate::model::workload::{PodFacts, WorkloadMtls};
 use super::compiled::{Block, Compiled};
 use super::matcher::Matcher;
 use super::mtls::MtlsDefaults;
+use super::rule_list::RuleList;
 use super::rules::{Action, Policy, Scope};
 
 /// Built once per change of the mesh's policies.
@@ -46,29 +47,44 @@ impl PolicySet {
 
     /// What holds for connections to `subject`.
     pub fn compile(&self, subject: &Subject<'_>) -> Compiled {
-        let mut compiled = Compiled::new(self.mtls.resolve(subject.namespace, subject.mtls));
-        let mut dry_run = Vec::new();
+        let (applying, blocks) = self.applying(subject);
+        let with = |dry_run: bool| {
+            let mut compiled = Compiled::new(self.mtls.resolve(subject.namespace, subject.mtls));
+            compiled.blocks.clone_from(&blocks);
+            let in_force = || applying.iter().filter(|entry| dry_run || !entry.policy.dry_run);
+            for entry in in_force() {
+                let defect = entry.policy.defect.iter();
+                let block = |defect| Block::defective_policy(&entry.matcher.resource, defect);
+                compiled.blocks.extend(defect.map(block));
+            }
+            let list = |action| {
+                let of = in_force().filter(|entry| entry.policy.action == action);
+                Arc::new(RuleList::new(of.map(|entry| entry.matcher.clone()).collect()))
+            };
+            compiled.deny = list(Action::Deny);
+            compiled.allow = list(Action::Allow);
+            compiled.audit = list(Action::Audit);
+            compiled
+        };
+        let would = applying.iter().any(|entry| entry.policy.dry_run).then(|| Box::new(with(true)));
+        Compiled { would, ..with(false) }
+    }
+
+    /// In the order in which verdicts name them: the mesh's, the namespace's, those that the workload names.
+    fn applying(&self, subject: &Subject<'_>) -> (Vec<&Arc<Entry>>, Vec<Block>) {
         let mut seen = HashSet::new();
         let in_scope =
             self.global.iter().chain(self.by_namespace.get(subject.namespace).into_iter().flatten());
-        for entry in in_scope {
-            if seen.insert(entry.matcher.name().clone()) {
-                compiled.add(entry, &mut dry_run);
-            }
-        }
+        let mut applying: Vec<_> = in_scope.filter(|entry| seen.insert(Arc::as_ptr(entry))).collect();
+        let mut blocks = Vec::new();
         for key in subject.policies {
             match self.by_key.get(key) {
-                Some(entry) if seen.insert(key.clone()) => compiled.add(entry, &mut dry_run),
+                Some(entry) if seen.insert(Arc::as_ptr(entry)) => applying.push(entry),
                 Some(_) => {}
-                None => compiled.block(Block::unknown_policy(key)),
+                None => blocks.push(Block::unknown_policy(key)),
             }
         }
-        if !dry_run.is_empty() {
-            let mut would = compiled.clone();
-            dry_run.into_iter().for_each(|entry| would.enforce(entry));
-            compiled.would = Some(Box::new(would));
-        }
-        compiled
+        (applying, blocks)
     }
 
     pub fn get(&self, key: &str) -> Option<&Arc<Policy>> {
@@ -121,24 +137,4 @@ impl<'a> From<&'a Workload> for Subject<'a> {
 pub(super) struct Entry {
     policy: Arc<Policy>,
     matcher: Arc<Matcher>,
-}
-
-impl Compiled {
-    fn add<'a>(&mut self, entry: &'a Entry, dry_run: &mut Vec<&'a Entry>) {
-        match entry.policy.dry_run {
-            true => dry_run.push(entry),
-            false => self.enforce(entry),
-        }
-    }
-
-    fn enforce(&mut self, entry: &Entry) {
-        if let Some(defect) = &entry.policy.defect {
-            self.block(Block::defective_policy(entry.matcher.name(), defect));
-        }
-        match entry.policy.action {
-            Action::Allow => self.allow.push(entry.matcher.clone()),
-            Action::Deny => self.deny.push(entry.matcher.clone()),
-            Action::Audit => self.audit.push(entry.matcher.clone()),
-        }
-    }
 }

@@ -42,8 +42,8 @@ fn compile(policies: Vec<Policy>, named: &[&str]) -> Compiled {
 fn matches(m: Match, conn: &Conn) -> bool {
     let with =
         |action| compile(vec![policy("own/p", Scope::Namespace, action, vec![group(vec![m.clone()])])], &[]);
-    let allowed = with(Action::Allow).evaluate(conn).is_allow();
-    let denied = !with(Action::Deny).evaluate(conn).is_allow();
+    let allowed = with(Action::Allow).evaluate(conn, None).is_allow();
+    let denied = !with(Action::Deny).evaluate(conn, None).is_allow();
     assert_eq!(allowed, denied, "ALLOW and DENY see different matches in {m:?}");
     allowed
 }
@@ -241,10 +241,10 @@ fn structure() {
     ];
     for (what, groups, expected) in cases {
         let verdict = compile(vec![policy("own/p", Scope::Namespace, Action::Allow, groups.clone())], &[])
-            .evaluate(&conn(CLIENT));
+            .evaluate(&conn(CLIENT), None);
         assert_eq!(verdict.is_allow(), expected, "ALLOW: {what}");
         let verdict = compile(vec![policy("own/p", Scope::Namespace, Action::Deny, groups)], &[])
-            .evaluate(&conn(CLIENT));
+            .evaluate(&conn(CLIENT), None);
         assert_eq!(verdict.is_allow(), !expected, "DENY: {what}");
     }
 }
@@ -261,13 +261,13 @@ fn scopes_and_combination() {
             "global",
             vec![policy("root/g", global, deny, all())],
             &[],
-            "denied by policy root/g: its DENY rules match",
+            "denied by policy root/g#0: its DENY rules match",
         ),
         (
             "own namespace",
             vec![policy("own/n", namespace, deny, all())],
             &[],
-            "denied by policy own/n: its DENY rules match",
+            "denied by policy own/n#0: its DENY rules match",
         ),
         (
             "another namespace",
@@ -285,15 +285,15 @@ fn scopes_and_combination() {
             "selector, named",
             vec![policy("own/s", selector, deny, all())],
             &["own/s"],
-            "denied by policy own/s: its DENY rules match",
+            "denied by policy own/s#0: its DENY rules match",
         ),
         (
             "named from another namespace",
             vec![policy("x/n", namespace, deny, all())],
             &["x/n"],
-            "denied by policy x/n: its DENY rules match",
+            "denied by policy x/n#0: its DENY rules match",
         ),
-        ("allowed", vec![policy("own/n", namespace, allow, all())], &[], "allowed by policy own/n"),
+        ("allowed", vec![policy("own/n", namespace, allow, all())], &[], "allowed by policy own/n#0"),
         (
             "allows nobody",
             vec![policy("own/n", namespace, allow, none())],
@@ -304,19 +304,19 @@ fn scopes_and_combination() {
             "one of two allows",
             vec![policy("own/a", namespace, allow, none()), policy("own/b", namespace, allow, all())],
             &[],
-            "allowed by policy own/b",
+            "allowed by policy own/b#0",
         ),
         (
             "deny wins",
             vec![policy("own/a", namespace, allow, all()), policy("root/d", global, deny, all())],
             &[],
-            "denied by policy root/d: its DENY rules match",
+            "denied by policy root/d#0: its DENY rules match",
         ),
         (
             "a deny that does not match",
             vec![policy("own/a", namespace, allow, all()), policy("root/d", global, deny, none())],
             &[],
-            "allowed by policy own/a",
+            "allowed by policy own/a#0",
         ),
         (
             "the selector of others does not make an allow list",
@@ -326,7 +326,7 @@ fn scopes_and_combination() {
         ),
     ];
     for (what, policies, named, expected) in cases {
-        let verdict = compile(policies, named).evaluate(&conn(CLIENT));
+        let verdict = compile(policies, named).evaluate(&conn(CLIENT), None);
         assert_eq!(verdict.to_string(), expected, "{what}");
     }
 }
@@ -338,18 +338,18 @@ fn a_dry_run_decides_nothing_and_says_what_it_would() {
     let nobody = dry(policy("own/nobody", Scope::WorkloadSelector, Action::Allow, vec![]));
     let broken = Policy { defect: Some("x".into()), ..deny.clone() };
     for (policies, named, would) in [
-        (vec![deny.clone()], &[][..], "denied by policy own/deny: its DENY rules match"),
+        (vec![deny.clone()], &[][..], "denied by policy own/deny#0: its DENY rules match"),
         (vec![nobody], &["own/nobody"], "denied: none of 1 ALLOW policies matches"),
         (vec![broken], &[], "denied by policy own/deny: it could not be understood: x"),
     ] {
         let compiled = compile(policies, named);
-        assert!(compiled.evaluate(&conn(CLIENT)).is_allow());
-        assert_eq!(compiled.dry_run(&conn(CLIENT)).map(|v| v.to_string()).as_deref(), Some(would));
+        assert!(compiled.evaluate(&conn(CLIENT), None).is_allow());
+        assert_eq!(compiled.dry_run(&conn(CLIENT), None).map(|v| v.to_string()).as_deref(), Some(would));
         assert_eq!(compiled.kernel_plan().default, InboundAction::Steer, "the agent has to see it");
     }
     let missing = compile(vec![deny], &["own/missing"]);
-    assert!(!missing.evaluate(&conn(CLIENT)).is_allow(), "what is not known denies, dry run or not");
-    assert_eq!(compile(vec![], &[]).dry_run(&conn(CLIENT)), None);
+    assert!(!missing.evaluate(&conn(CLIENT), None).is_allow(), "what is not known denies, dry run or not");
+    assert_eq!(compile(vec![], &[]).dry_run(&conn(CLIENT), None), None);
 }
 
 #[test]
@@ -380,7 +380,7 @@ fn ignorance_denies() {
         (
             "a policy that could not be understood, for others",
             compile(vec![allow_all, unrelated], &[]),
-            "allowed by policy own/a",
+            "allowed by policy own/a#0",
         ),
         (
             "a pod whose workload is not known",
@@ -389,7 +389,7 @@ fn ignorance_denies() {
         ),
     ];
     for (what, compiled, expected) in cases {
-        assert_eq!(compiled.evaluate(&conn(CLIENT)).to_string(), expected, "{what}");
+        assert_eq!(compiled.evaluate(&conn(CLIENT), None).to_string(), expected, "{what}");
         // The kernel must not let plaintext past what the agent would refuse.
         let refuses = expected.starts_with("denied");
         assert_eq!(compiled.kernel_plan().action(8080) != InboundAction::Pass, refuses, "{what}");
@@ -425,15 +425,15 @@ fn the_most_specific_mode_holds() {
             Some(level) => format!("denied: plaintext, and mutual TLS is STRICT (set for the {level})"),
             None => "allowed: no ALLOW policy applies".into(),
         };
-        assert_eq!(compiled.evaluate(&conn(None)).to_string(), expected_text, "{defaults:?} {own:?}");
-        assert!(compiled.evaluate(&conn(CLIENT)).is_allow(), "mutual TLS is always within the mode");
+        assert_eq!(compiled.evaluate(&conn(None), None).to_string(), expected_text, "{defaults:?} {own:?}");
+        assert!(compiled.evaluate(&conn(CLIENT), None).is_allow(), "mutual TLS is always within the mode");
         let action = if expected.is_some() { InboundAction::Drop } else { InboundAction::Pass };
         assert_eq!(compiled.kernel_plan().action(8080), action, "{defaults:?} {own:?}");
     }
     // Another namespace's mode is not ours.
     let others =
         MtlsDefaults { mesh: Permissive, namespaces: [("other".into(), Strict)].into_iter().collect() };
-    assert!(with_mtls(others, none(), vec![]).evaluate(&conn(None)).is_allow());
+    assert!(with_mtls(others, none(), vec![]).evaluate(&conn(None), None).is_allow());
 }
 
 #[test]
@@ -561,5 +561,5 @@ fn a_later_policy_replaces_one_of_the_same_name() {
         policy("own/p", Scope::Namespace, Action::Deny, all()),
         policy("own/p", Scope::WorkloadSelector, Action::Deny, all()),
     ];
-    assert!(compile(policies, &[]).evaluate(&conn(CLIENT)).is_allow());
+    assert!(compile(policies, &[]).evaluate(&conn(CLIENT), None).is_allow());
 }

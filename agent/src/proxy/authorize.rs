@@ -60,7 +60,7 @@ impl Authorizer {
     /// What the answer about `conn` would be with the policies that only run dry; none where there are none.
     pub fn dry_run(&self, conn: &Conn) -> Option<Verdict> {
         let snapshot = Arc::clone(&self.snapshots.borrow());
-        snapshot.inbound_policy(&self.pod).dry_run(conn)
+        snapshot.inbound_policy(&self.pod).dry_run(conn, None)
     }
 
     /// Judges the live connections again whenever the snapshot changes, until `stop`.
@@ -73,7 +73,7 @@ impl Authorizer {
             }
             let policy = self.standing();
             for live in self.live().values() {
-                if !policy.evaluate(&live.conn).is_allow() {
+                if !policy.evaluate(&live.conn, None).is_allow() {
                     live.stop.end(Cause::PolicyRevoked);
                 }
             }
@@ -82,9 +82,11 @@ impl Authorizer {
 
     fn judge(&self, conn: &Conn) -> Result<Option<Arc<str>>, Denied> {
         let snapshot = Arc::clone(&self.snapshots.borrow());
-        match snapshot.inbound_policy(&self.pod).evaluate(conn) {
-            Verdict::Allow { by } => Ok(by),
-            Verdict::Deny { by, why } => Err(Denied { policy: by, why: why.to_string() }),
+        match snapshot.inbound_policy(&self.pod).evaluate(conn, None) {
+            Verdict::Allow { by } => Ok(by.first().map(|by| by.resource.to_string().into())),
+            Verdict::Deny { by, why } => {
+                Err(Denied { policy: by.map(|by| by.resource.to_string().into()), why: why.to_string() })
+            }
         }
     }
 

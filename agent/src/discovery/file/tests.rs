@@ -273,8 +273,8 @@ fn bad_edits_are_refused_with_their_place() {
             "13:43: policies[0].scope: unknown variant `MESH`",
         ),
         (
-            more("policies: [{name: p, namespace: a, scope: GLOBAL, action: AUDIT}]"),
-            "13:59: policies[0].action: unknown variant `AUDIT`",
+            more("policies: [{name: p, namespace: a, scope: GLOBAL, action: CUSTOM}]"),
+            "13:59: policies[0].action: unknown variant `CUSTOM`",
         ),
         // Addresses that nobody else can dial.
         (
