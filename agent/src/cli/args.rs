@@ -6,6 +6,7 @@ use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::ca::CaCommand;
+use super::why::WhyArgs;
 use crate::admin::DEFAULT_SOCKET;
 use crate::config::{Config, Environment};
 
@@ -13,6 +14,8 @@ pub(super) const EXIT_FAILED: u8 = 1;
 // 2 is clap's, for a wrong command line.
 pub(super) const EXIT_NO_AGENT: u8 = 3;
 pub(super) const EXIT_NO: u8 = 4;
+/// Of `why` alone, which has no other 3.
+pub(super) const EXIT_DENIED: u8 = 3;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -56,6 +59,8 @@ pub(super) enum Command {
     Policies(Query),
     /// List the certificates of this node's service accounts, or judge one in a file
     Certs(CertsArgs),
+    /// Say what policy makes of a connection or request between two ends, and why
+    Why(Box<WhyArgs>),
     /// List the connections that the agent carries now
     Connections(Query),
     /// Show or change what the running agent logs
@@ -169,7 +174,7 @@ pub(super) struct VerifyArgs {
 
 /// Which agent is asked.
 #[derive(Debug, Args)]
-pub(super) struct Place {
+pub(crate) struct Place {
     /// The agent's admin socket [default: /run/underpass/admin.sock]
     #[arg(long, value_name = "PATH", conflicts_with = "config")]
     socket: Option<PathBuf>,
@@ -209,7 +214,7 @@ pub(super) struct UninstallArgs {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum Output {
+pub(crate) enum Output {
     Table,
     Json,
     Yaml,

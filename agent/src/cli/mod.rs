@@ -14,6 +14,7 @@ mod show;
 mod status;
 mod table;
 mod uninstall;
+mod why;
 
 use std::process::ExitCode;
 
@@ -28,6 +29,8 @@ enum Answer {
     Yes,
     /// It was asked whether something is well, and it is not. The output says why.
     No,
+    /// Policy denies what was asked about.
+    Denied,
 }
 
 /// Runs the command that the process was started with.
@@ -37,6 +40,7 @@ pub fn main() -> ExitCode {
     match run(command) {
         Ok(Answer::Yes) => ExitCode::SUCCESS,
         Ok(Answer::No) => ExitCode::from(args::EXIT_NO),
+        Ok(Answer::Denied) => ExitCode::from(args::EXIT_DENIED),
         Err(e) => {
             eprintln!("error: {}", output::words(&e));
             ExitCode::from(exit_code(&e))
@@ -64,6 +68,7 @@ fn run(command: Command) -> anyhow::Result<Answer> {
             files::check_config(&file, controller)
         }
         Command::Mesh { command: MeshCommand::Check { file } } => files::check_mesh(&file),
+        Command::Why(args) => why::run(&args),
         Command::Version => output::print(&format!("underpass {}\n", args::VERSION)),
     }
 }

@@ -4,6 +4,7 @@
 //! A source hands a whole [`State`] to the [`Store`]; whoever needs the mesh watches the store and
 //! looks things up in the snapshot in constant time. [`route`] decides where a connection goes.
 
+pub mod ask;
 mod endpoints;
 pub mod file;
 mod kernel;

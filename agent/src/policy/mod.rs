@@ -14,12 +14,14 @@ mod compiled;
 pub mod istio;
 mod matcher;
 mod mtls;
+mod normalize;
 mod object;
 mod peer;
 mod plan;
 mod ports;
 mod request;
 mod resource;
+mod resources;
 mod rule_list;
 mod rules;
 mod set;
@@ -31,9 +33,11 @@ mod verdict;
 
 pub use compiled::{Compiled, Conn};
 pub use mtls::{EffectiveMtls, MtlsDefaults, MtlsOrigin};
+pub use normalize::{NotNormal, normalize};
 pub use object::{LabelOperator, LabelRequirement, LabelSelector, Meta, Object, ObjectError};
 pub use request::Request;
 pub use resource::{Defect, DefectKind, Kind, ResourceRef};
+pub use resources::Resources;
 pub use rules::{
     Action, Group, HeaderMatch, Match, PathMatch, Policy, Rule, Scope, ServiceAccount, StringMatch,
 };

@@ -9,6 +9,7 @@ use crate::model::workload::{PodFacts, WorkloadMtls};
 use super::compiled::{Block, Compiled};
 use super::matcher::Matcher;
 use super::mtls::MtlsDefaults;
+use super::resources::Resources;
 use super::rule_list::RuleList;
 use super::rules::{Action, Policy, Scope};
 
@@ -19,6 +20,9 @@ pub struct PolicySet {
     global: Vec<Arc<Entry>>,
     by_namespace: HashMap<Arc<str>, Vec<Arc<Entry>>>,
     mtls: MtlsDefaults,
+    resources: Option<Arc<Resources>>,
+    /// Of the resources, by `namespace/name`.
+    istio: HashMap<Arc<str>, Arc<Entry>>,
 }
 
 impl PolicySet {
@@ -45,11 +49,27 @@ impl PolicySet {
         set
     }
 
+    /// With the resources of both dialects beside what is in the wire form.
+    #[must_use]
+    pub fn with_resources(mut self, resources: Arc<Resources>) -> Self {
+        let entry = |policy: &Arc<Policy>| {
+            let matcher = Arc::new(Matcher::new(policy));
+            (policy.key(), Arc::new(Entry { policy: policy.clone(), matcher }))
+        };
+        self.istio = resources.istio.authorization_policies().map(entry).collect();
+        self.resources = Some(resources);
+        self
+    }
+
+    pub fn resources(&self) -> Option<&Arc<Resources>> {
+        self.resources.as_ref()
+    }
+
     /// What holds for connections to `subject`.
     pub fn compile(&self, subject: &Subject<'_>) -> Compiled {
         let (applying, blocks) = self.applying(subject);
         let with = |dry_run: bool| {
-            let mut compiled = Compiled::new(self.mtls.resolve(subject.namespace, subject.mtls));
+            let mut compiled = self.beside_rules(subject);
             compiled.blocks.clone_from(&blocks);
             let in_force = || applying.iter().filter(|entry| dry_run || !entry.policy.dry_run);
             for entry in in_force() {
@@ -70,6 +90,20 @@ impl PolicySet {
         Compiled { would, ..with(false) }
     }
 
+    /// Mutual TLS, stance and names, without any rule.
+    fn beside_rules(&self, subject: &Subject<'_>) -> Compiled {
+        let mtls = self.mtls.resolve(subject.namespace, subject.mtls);
+        let Some(resources) = &self.resources else { return Compiled::new(mtls) };
+        let (mtls, by) = resources.istio.mtls(subject, &mtls);
+        let settings = &resources.settings;
+        Compiled {
+            mtls_by: [by.mode, by.ports],
+            stance: settings.namespace_stances.get(subject.namespace).copied().unwrap_or(settings.stance),
+            linkerd_namespace: settings.linkerd_namespace.clone(),
+            ..Compiled::new(mtls)
+        }
+    }
+
     /// In the order in which verdicts name them: the mesh's, the namespace's, those that the workload names.
     fn applying(&self, subject: &Subject<'_>) -> (Vec<&Arc<Entry>>, Vec<Block>) {
         let mut seen = HashSet::new();
@@ -84,6 +118,8 @@ impl PolicySet {
                 None => blocks.push(Block::unknown_policy(key)),
             }
         }
+        let selected = self.resources.iter().flat_map(|resources| resources.istio.policies(subject));
+        applying.extend(selected.filter_map(|policy| self.istio.get(&policy.key())));
         (applying, blocks)
     }
 

@@ -80,6 +80,11 @@ impl Istio {
         peer::resolve(root, own, *subject.namespace == *self.root_namespace, subject, default)
     }
 
+    /// Every AuthorizationPolicy, whatever it applies to, in no particular order.
+    pub fn authorization_policies(&self) -> impl Iterator<Item = &Arc<Policy>> {
+        self.authorizations.values().flatten().map(|policy| &policy.policy)
+    }
+
     /// What could not be taken as it stands.
     pub fn defects(&self) -> &[Defect] {
         &self.defects

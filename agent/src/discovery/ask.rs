@@ -1,0 +1,295 @@
+//! A question about two ends that are told in words: what policy would say if one called the other.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use serde::{Deserialize, Serialize};
+
+use super::manifest::Manifest;
+use crate::model::{SpiffeId, Workload};
+use crate::policy::{
+    Compiled, Conn, Defect, MtlsDefaults, PathNormalization, PolicySet, Request, Resources, Settings,
+    Subject, Verdict,
+};
+
+/// As it is typed, and as the agent is asked.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Asked {
+    /// A pod (`namespace/name`), a SPIFFE id, or `plaintext`.
+    pub from: String,
+    /// A pod.
+    pub to: String,
+    /// A number, or the name of one of the pod's ports. Left out: the first that the pod declares, or 80.
+    #[serde(default)]
+    pub port: Option<String>,
+    #[serde(default)]
+    pub method: Option<String>,
+    #[serde(default)]
+    pub path: Option<String>,
+    #[serde(default)]
+    pub host: Option<String>,
+    /// `key=value`
+    #[serde(default)]
+    pub headers: Vec<String>,
+    #[serde(default)]
+    pub sni: Option<String>,
+    #[serde(default)]
+    pub from_ip: Option<IpAddr>,
+}
+
+/// The same, understood.
+#[derive(Clone, Debug)]
+pub struct Question {
+    pub to: Arc<Workload>,
+    pub conn: Conn,
+    /// None: what is sent is no HTTP, or nothing was said of it.
+    pub request: Option<AskedRequest>,
+}
+
+#[derive(Clone, Debug)]
+pub struct AskedRequest {
+    method: String,
+    host: String,
+    path: String,
+    query: Option<String>,
+    headers: HeaderMap,
+}
+
+impl AskedRequest {
+    pub fn as_request(&self) -> Request<'_> {
+        Request {
+            method: &self.method,
+            host: &self.host,
+            path: &self.path,
+            query: self.query.as_deref(),
+            headers: &self.headers,
+        }
+    }
+}
+
+/// What policy says, and why.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Answer {
+    pub verdict: Word,
+    /// One word: that of the refusal, or how it was allowed.
+    pub cause: String,
+    /// The same as a sentence.
+    pub reason: String,
+    /// The resources that decided, with the rule.
+    pub decided_by: Vec<String>,
+    /// What it would be if the policies that only run dry were in force; none where there are none.
+    pub dry_run: Option<DryRun>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DryRun {
+    pub verdict: Word,
+    pub cause: String,
+    pub reason: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Word {
+    Allow,
+    Deny,
+}
+
+impl Word {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Deny => "deny",
+        }
+    }
+
+    fn of(verdict: &Verdict) -> Self {
+        if verdict.is_allow() { Self::Allow } else { Self::Deny }
+    }
+}
+
+impl Question {
+    pub fn answer(&self, policy: &Compiled) -> Answer {
+        let request = self.request.as_ref().map(AskedRequest::as_request);
+        let verdict = policy.evaluate(&self.conn, request.as_ref());
+        let dry_run = policy.dry_run(&self.conn, request.as_ref());
+        Answer {
+            verdict: Word::of(&verdict),
+            cause: cause(&verdict).into(),
+            reason: verdict.to_string(),
+            decided_by: match &verdict {
+                Verdict::Allow { by } => by.iter().map(ToString::to_string).collect(),
+                Verdict::Deny { by, .. } => by.iter().map(ToString::to_string).collect(),
+            },
+            dry_run: dry_run.map(|verdict| DryRun {
+                verdict: Word::of(&verdict),
+                cause: cause(&verdict).into(),
+                reason: verdict.to_string(),
+            }),
+        }
+    }
+}
+
+fn cause(verdict: &Verdict) -> &'static str {
+    match verdict {
+        Verdict::Allow { by } if by.is_empty() => "no_policy",
+        Verdict::Allow { .. } => "allow_matched",
+        Verdict::Deny { why, .. } => why.cause(),
+    }
+}
+
+/// A mesh that is only written down.
+#[derive(Debug)]
+pub struct Offline {
+    pods: Vec<Arc<Workload>>,
+    set: PolicySet,
+    resources: Arc<Resources>,
+}
+
+impl Offline {
+    pub fn new(manifest: Manifest, settings: Settings) -> Self {
+        let objects: Vec<_> = manifest.objects.into_iter().map(Arc::new).collect();
+        let resources = Arc::new(Resources::new(&objects, settings));
+        let set = PolicySet::new([], MtlsDefaults::default()).with_resources(resources.clone());
+        Self { pods: manifest.pods.into_iter().map(Arc::new).collect(), set, resources }
+    }
+
+    /// # Errors
+    /// The question names what is not there, or is not well formed.
+    pub fn answer(&self, asked: &Asked) -> Result<Answer, AskError> {
+        let question = asked.resolve(self, self.resources.settings.path_normalization)?;
+        let policy = self.set.compile(&Subject::from(&*question.to));
+        Ok(question.answer(&policy))
+    }
+
+    /// What of the resources could not be taken as it stands.
+    pub fn defects(&self) -> Vec<Defect> {
+        self.resources.defects().cloned().collect()
+    }
+}
+
+impl Pods for Offline {
+    fn pod(&self, namespace: &str, name: &str) -> Option<Arc<Workload>> {
+        self.pods.iter().find(|pod| *pod.namespace == *namespace && *pod.name == *name).cloned()
+    }
+
+    fn names(&self) -> String {
+        names(self.pods.iter().map(|pod| &**pod))
+    }
+}
+
+/// A few names, and how many more there are.
+fn names<'a>(pods: impl Iterator<Item = &'a Workload>) -> String {
+    let mut all: Vec<String> = pods.map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect();
+    all.sort();
+    let more = all.len().saturating_sub(MANY);
+    all.truncate(MANY);
+    let list = all.join(", ");
+    match (list.is_empty(), more) {
+        (true, _) => "none".into(),
+        (false, 0) => list,
+        (false, more) => format!("{list} and {more} more"),
+    }
+}
+
+const MANY: usize = 10;
+
+/// Why a question cannot be answered.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AskError {
+    #[error("{0:?} is neither a pod (namespace/name) nor a SPIFFE id nor plaintext")]
+    From(String),
+    #[error("{0:?} is no pod: write namespace/name")]
+    To(String),
+    #[error("there is no pod {0}; known are: {1}")]
+    NoPod(String, String),
+    #[error("{0:?} is no port from 1 to 65535, and none of the pod's is called so")]
+    Port(String),
+    #[error("{0:?} is no header: write key=value")]
+    Header(String),
+    #[error("the path {0:?}: {1}")]
+    Path(String, String),
+}
+
+/// Where the pods that are asked about are found.
+pub trait Pods {
+    fn pod(&self, namespace: &str, name: &str) -> Option<Arc<Workload>>;
+    /// Some names, for whoever has mistyped one.
+    fn names(&self) -> String;
+}
+
+impl Asked {
+    /// # Errors
+    /// It names what is not there, or is not well formed.
+    pub fn resolve(&self, pods: &impl Pods, normalization: PathNormalization) -> Result<Question, AskError> {
+        let to = find(pods, &self.to, AskError::To)?;
+        let nobody = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        let (source, ip) = if self.from == "plaintext" {
+            (None, None)
+        } else if self.from.starts_with("spiffe://") {
+            let id = SpiffeId::from_str(&self.from).map_err(|_| AskError::From(self.from.clone()))?;
+            (Some(id), None)
+        } else {
+            let from = find(pods, &self.from, AskError::From)?;
+            (Some(from.identity.clone()), from.addresses.first().copied())
+        };
+        let mut conn = Conn::new(
+            source,
+            self.from_ip.or(ip).unwrap_or(nobody),
+            to.addresses.first().copied().unwrap_or(nobody),
+            self.port(&to)?,
+        );
+        conn.sni = self.sni.as_deref().map(Arc::from);
+        let request = self.request(normalization)?;
+        Ok(Question { to, conn, request })
+    }
+
+    fn port(&self, to: &Workload) -> Result<u16, AskError> {
+        let ports = &to.facts.ports;
+        let Some(text) = &self.port else { return Ok(ports.first().map_or(80, |port| port.port)) };
+        let named = || ports.iter().find(|port| *port.name == **text).map(|port| port.port);
+        let number = text.parse::<u16>().ok().filter(|port| *port > 0);
+        number.or_else(named).ok_or_else(|| AskError::Port(text.clone()))
+    }
+
+    fn request(&self, normalization: PathNormalization) -> Result<Option<AskedRequest>, AskError> {
+        if self.method.is_none() && self.path.is_none() && self.host.is_none() && self.headers.is_empty() {
+            return Ok(None);
+        }
+        let mut headers = HeaderMap::new();
+        for text in &self.headers {
+            let header = text.split_once('=').and_then(|(key, value)| {
+                Some((HeaderName::from_str(key.trim()).ok()?, HeaderValue::from_str(value).ok()?))
+            });
+            let (key, value) = header.ok_or_else(|| AskError::Header(text.clone()))?;
+            headers.append(key, value);
+        }
+        let host = self.host.clone().unwrap_or_default();
+        let sent = self.path.as_deref().unwrap_or("/");
+        let (path, query) = match sent.split_once('?') {
+            Some((path, query)) => (path, Some(query.to_string())),
+            None => (sent, None),
+        };
+        let path = crate::policy::normalize(path, normalization)
+            .map_err(|why| AskError::Path(sent.to_string(), why.to_string()))?
+            .into_owned();
+        let method = self.method.clone().unwrap_or_else(|| "GET".into());
+        Ok(Some(AskedRequest { method, host, path, query, headers }))
+    }
+}
+
+fn find(
+    pods: &impl Pods,
+    text: &str,
+    malformed: impl Fn(String) -> AskError,
+) -> Result<Arc<Workload>, AskError> {
+    let (namespace, name) = text
+        .split_once('/')
+        .filter(|(namespace, name)| !namespace.is_empty() && !name.is_empty() && !name.contains('/'))
+        .ok_or_else(|| malformed(text.to_string()))?;
+    pods.pod(namespace, name).ok_or_else(|| AskError::NoPod(text.to_string(), pods.names()))
+}

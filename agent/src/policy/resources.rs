@@ -1,0 +1,26 @@
+//! Every policy resource of the mesh, of both dialects.
+
+use std::sync::Arc;
+
+use super::istio::Istio;
+use super::{Defect, Object, Settings};
+
+/// Immutable: a change of any of them makes a new one.
+#[derive(Debug)]
+pub struct Resources {
+    pub istio: Istio,
+    pub settings: Settings,
+}
+
+impl Resources {
+    /// Takes what is policy, and leaves the rest.
+    pub fn new(objects: &[Arc<Object>], settings: Settings) -> Self {
+        let istio = Istio::new(objects.iter().map(|object| &**object), &settings);
+        Self { istio, settings }
+    }
+
+    /// What could not be taken as it stands.
+    pub fn defects(&self) -> impl Iterator<Item = &Defect> {
+        self.istio.defects().iter()
+    }
+}
