@@ -1,7 +1,9 @@
 //! A root is replaced under two live nodes, step by step, while connections are made all the time: none of
 //! them fails, also when the rotation is interrupted, taken back, or a controller crashes in it.
 
+use std::fs;
 use std::net::TcpStream;
+use std::path::Path;
 use std::process::{Command, ExitCode, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -20,6 +22,8 @@ fn main() -> ExitCode {
         ("five_steps_under_traffic_and_no_connection_fails", five_steps),
         ("three_steps_and_all_the_way_back_under_traffic", there_and_back),
         ("run_goes_to_the_end_also_when_it_and_a_controller_are_killed_in_it", run_interrupted),
+        ("an_agent_that_is_restarted_in_it_needs_no_file_and_believes_no_thief_of_the_old_root", restarted),
+        ("a_folder_from_a_backup_takes_no_agent_back", backup),
         ("a_node_that_is_away_holds_the_rotation_and_is_named", absent_node),
     ])
 }
@@ -141,6 +145,97 @@ fn run_interrupted(w: &mut Rotating) -> Result<()> {
     traffic.end()
 }
 
+fn restarted(w: &mut Rotating) -> Result<()> {
+    let file = w.authority.papers("n2").join("root-cert.pem");
+    let (new, old_root) = (w.new_root()?, fs::read(&file)?);
+    let before = w.roots_in_use()?;
+    w.next(&["--new-root", &new])?;
+    w.next(&[])?;
+    w.next_when_ready(&["--new-root", &new])?;
+    w.eventually("every certificate rests on the new root", |w| {
+        Ok(w.certificate_roots()?.iter().all(|root| !before.contains(root)))
+    })?;
+    // From here on no controller shows anything that the file on the node vouches for.
+    w.restart("n2")?;
+    w.both_ways().context("after a restart in the middle")?;
+    w.next_when_ready(&[])?;
+    w.next_when_ready(&[])?;
+    let after = w.roots_in_use()?;
+    ensure!(after.len() == 1 && !before.contains(&after[0]), "{after:?} after {before:?}");
+    w.restart("n2")?;
+    w.both_ways().context("after a restart in the end")?;
+    ensure!(fs::read(&file)? == old_root, "somebody has replaced the file");
+
+    // A thief has the old root's key, the node's way to the controller, and a high number.
+    let thief = w.authority.intermediate("root", "thief")?;
+    fs::write(thief.join("revision"), "1000")?;
+    let (genuine, real) = (fs::read_to_string(w.controllers[0].config())?, w.authority.folder());
+    let config = genuine.replace(&real.display().to_string(), &thief.display().to_string());
+    ensure!(config != genuine, "the folder is not in it:\n{config}");
+    w.controllers[0].stop()?;
+    fs::write(w.controllers[0].config(), config)?;
+    let seen = w.cluster.n2.log().len();
+    w.controllers[0].run()?;
+    ensure!(w.roots_in_use()? == before, "the thief has another root");
+    w.refused_after(seen)?;
+    w.both_ways().context("with a thief in the controller's place")?;
+    w.cluster.n2.stop(wait::PATIENCE)?;
+    let seen = w.cluster.n2.log().len();
+    w.cluster.n2.spawn()?;
+    w.refused_after(seen)?;
+    let view = w.controllers[0].admin("/agents")?;
+    ensure!(view["agents"] == serde_json::json!([]), "somebody followed the thief: {view}");
+
+    w.controllers[0].stop()?;
+    fs::write(w.controllers[0].config(), genuine)?;
+    w.controllers[0].run()?;
+    w.eventually("n2's pod has a certificate again", |w| Ok(w.both_ways().is_ok()))
+}
+
+fn backup(w: &mut Rotating) -> Result<()> {
+    let (ca, copy) = (w.authority.folder(), w.authority.folder().with_extension("copy"));
+    copy_files(&ca, &copy)?;
+    let (new, before) = (w.new_root()?, w.roots_in_use()?);
+    w.next(&["--new-root", &new])?;
+    w.next(&[])?;
+    w.next_when_ready(&["--new-root", &new])?;
+    w.eventually("every certificate rests on the new root", |w| {
+        Ok(w.certificate_roots()?.iter().all(|root| !before.contains(root)))
+    })?;
+    for name in ["revision", "rotation.json"] {
+        fs::remove_file(ca.join(name))?;
+    }
+    fs::remove_dir_all(ca.join("rotation-before"))?;
+    copy_files(&copy, &ca)?;
+    w.eventually("the copy is what is told", |w| Ok(w.roots_in_use()? == before))?;
+    for agent in [&w.cluster.n1, &w.cluster.n2] {
+        wait::until_true(wait::PATIENCE, "the agent refuses it", || {
+            agent.log().contains("an update of an earlier revision is refused")
+        })?;
+    }
+    w.both_ways().context("with both roots in use still")?;
+    w.restart("n2")?;
+    w.both_ways().context("after a restart, with one certificate of each root")?;
+    ensure!(w.revisions()? == [3, 3], "{:?}", w.revisions());
+
+    // The operator wants it so.
+    fs::write(ca.join("revision"), "4")?;
+    w.eventually("it is taken", |w| Ok(w.revisions()? == [4, 4]))?;
+    w.eventually("every certificate rests on the old root", |w| {
+        Ok(w.certificate_roots()?.iter().all(|root| before.contains(root)))
+    })?;
+    w.both_ways()
+}
+
+fn copy_files(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        fs::copy(entry.path(), to.join(entry.file_name())).with_context(|| format!("{entry:?}"))?;
+    }
+    Ok(())
+}
+
 fn absent_node(w: &mut Rotating) -> Result<()> {
     let new = w.new_root()?;
     w.next(&["--new-root", &new])?;
@@ -246,6 +341,37 @@ impl Rotating {
         let view = self.controllers[0].admin("/agents")?;
         let roots = view["roots"].as_array().context("no roots")?;
         roots.iter().map(|r| Ok(r["sha256"].as_str().context("no sha256")?.to_owned())).collect()
+    }
+
+    fn restart(&mut self, node: &str) -> Result<()> {
+        let agent = if node == "n1" { &mut self.cluster.n1 } else { &mut self.cluster.n2 };
+        agent.stop(wait::PATIENCE)?;
+        agent.run()
+    }
+
+    fn both_ways(&self) -> Result<()> {
+        for (from, to) in [("client", "server"), ("server", "client")] {
+            let addr = self.cluster.addr(to, APP, from == "server");
+            talk::echo_once(self.cluster.ns(from), addr).with_context(|| format!("from {from}"))?;
+        }
+        Ok(())
+    }
+
+    /// That n2's agent has met a controller, and did not believe it.
+    fn refused_after(&self, seen: usize) -> Result<()> {
+        wait::until_true(wait::PATIENCE, "n2 refuses the controller", || {
+            let log = self.cluster.n2.log();
+            log[seen..].lines().any(|line| {
+                line.contains("not in touch with the controller") && line.contains("invalid peer certificate")
+            })
+        })
+    }
+
+    /// Of what each connected agent has taken.
+    fn revisions(&self) -> Result<Vec<u64>> {
+        let view = self.controllers[0].admin("/agents")?;
+        let agents = view["agents"].as_array().context("no agents")?;
+        Ok(agents.iter().filter(|a| a["connected"] == true).filter_map(|a| a["revision"].as_u64()).collect())
     }
 
     fn long_lived(&self) -> Result<TcpStream> {
