@@ -1,5 +1,7 @@
 //! Builds the controller from its configuration, in the order in which the parts need each other.
 
+mod nodes;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
@@ -14,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Admin, ControllerSources};
 use crate::ca::agents::Agents;
-use crate::ca::attest::{Attestor, ListedNode, Nodes};
+use crate::ca::attest::{Attestor, Nodes};
 use crate::ca::kubernetes::{Cluster, follow_secret};
 use crate::ca::rotation::{ControllerView, RootView};
 use crate::ca::serve::{self, Metrics, ServerCertificate, Service};
@@ -22,7 +24,6 @@ use crate::ca::{Authority, Source};
 use crate::certs::Clock;
 use crate::config::ControllerConfig;
 use crate::lifecycle::{Shutdown, Signals, TaskGroup};
-use crate::sys::watch::Watch;
 use crate::tls;
 
 /// Runs the controller until it is told to stop. `file` is where the configuration was read from.
@@ -46,9 +47,9 @@ async fn serve(config: ControllerConfig, file: PathBuf) -> anyhow::Result<()> {
     tokio::spawn(Signals::take()?.stop(shutdown.clone()));
     let stop = shutdown.draining();
 
-    let (authority, followed) = authority(&config, &stop).await?;
-    let (list, nodes) = watch::channel(config.nodes());
-    let attestor: Arc<dyn Attestor> = Arc::new(Nodes::new(nodes));
+    let (authority, followed) = authority(&config, stop).await?;
+    let (list, listed) = watch::channel(config.nodes());
+    let attestor: Arc<dyn Attestor> = Arc::new(Nodes::new(listed));
     let (certificate, fresh) = ServerCertificate::new(&authority, config.names.clone(), stop.clone())?;
     let (agents, metrics) = (Agents::default(), Metrics::new()?);
     let service = Service::new(
@@ -72,7 +73,7 @@ async fn serve(config: ControllerConfig, file: PathBuf) -> anyhow::Result<()> {
     let boxed = |task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| run(task);
     tasks.spawn("authority's files", boxed(followed));
     tasks.spawn("own certificate", boxed(Box::pin(fresh)));
-    tasks.spawn("configuration", boxed(Box::pin(follow_nodes(config.clone(), file, list, stop.clone()))));
+    tasks.spawn("configuration", boxed(Box::pin(nodes::follow(config.clone(), file, list, stop.clone()))));
     tasks.spawn("port", boxed(Box::pin(service.serve(listener, certificate, stop.clone()))));
     let sources = Arc::new(ControllerSources {
         agents: {
@@ -137,51 +138,6 @@ fn tell(authority: &Authority, config: &ControllerConfig) {
         tracing::warn!(
             "a root itself signs: whoever gets at this machine has the root's key. `underpass ca rotate` moves to a root that is kept offline"
         );
-    }
-}
-
-/// Takes the list of nodes anew whenever the configuration's file has another one.
-async fn follow_nodes(
-    config: ControllerConfig,
-    file: PathBuf,
-    list: watch::Sender<Vec<ListedNode>>,
-    stop: CancellationToken,
-) {
-    let mut watch = Watch::new(&file);
-    let mut refused = None;
-    loop {
-        let _ = watch.ensure();
-        match ControllerConfig::read(&file) {
-            Ok(new) => {
-                refused = None;
-                let nodes = new.nodes();
-                let count = nodes.len();
-                let changed = list.send_if_modified(|held| {
-                    let differs = *held != nodes;
-                    *held = nodes;
-                    differs
-                });
-                if changed {
-                    tracing::info!(nodes = count, "the list of nodes was replaced");
-                }
-                let rest = ControllerConfig { attestation: config.attestation.clone(), ..new };
-                if changed && rest != config {
-                    tracing::warn!("of the configuration only the list of nodes is taken without a restart");
-                }
-            }
-            Err(e) => {
-                let why = e.to_string();
-                if refused.as_ref() != Some(&why) {
-                    tracing::warn!("the list of nodes stays as it was: {why}");
-                    refused = Some(why);
-                }
-            }
-        }
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = watch.changed() => watch.settle(Duration::from_millis(100)).await,
-            () = tokio::time::sleep(Duration::from_secs(30)) => {}
-        }
     }
 }
 

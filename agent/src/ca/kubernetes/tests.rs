@@ -311,7 +311,7 @@ async fn callers_are_known_by_what_the_api_server_says() {
             },
         }),
     );
-    let papers = |token: &str| Papers { token: Some(token.into()), key: None };
+    let papers = |token: &str| Papers { token: Some(token.into()), ..Papers::default() };
     let node = attestor.who(&papers("good")).await.unwrap();
     assert_eq!(node.as_str(), "n1");
     assert_eq!(fake.asked("tokenreviews")[0].body["spec"]["audiences"], json!(["underpass-ca"]));
