@@ -16,6 +16,7 @@ use x509_parser::extensions::GeneralName;
 use zeroize::Zeroizing;
 
 use super::attest::PublicKeyPin;
+use super::kubernetes::Keys;
 use super::rotation::Folder;
 use super::signing::{self, CERTIFICATE, CHAIN, KEY, ROOTS, RootView};
 use crate::certs::FileError;
@@ -142,6 +143,14 @@ impl Intermediate {
             certificate,
             key: key.pem(),
         })
+    }
+
+    /// As the files of an authority, whose only root is the one that signed it.
+    pub fn keys(&self) -> Keys {
+        let root = self.chain.strip_prefix(&self.certificate).unwrap_or_default();
+        let files =
+            [(CERTIFICATE, &*self.certificate), (KEY, &self.key), (CHAIN, &self.chain), (ROOTS, root)];
+        files.map(|(name, text)| (name.to_owned(), Zeroizing::new(text.as_bytes().to_vec()))).into()
     }
 }
 

@@ -45,6 +45,10 @@ fn what_may_be_typed() {
         ("underpass ca intermediate --root d --out f", false),
         ("underpass ca intermediate --root d --out f --trust-domain TD", false),
         ("underpass ca node n --out d -o json", true),
+        ("underpass ca rotate next --ca f --new-root d", true),
+        ("underpass ca rotate run --secret n/s --kubeconfig k --controller s", true),
+        ("underpass ca rotate status", false),
+        ("underpass ca rotate status --ca f --secret n/s", false),
         ("underpass", false),
     ] {
         assert_eq!(Underpass::try_parse_from(line.split(' ')).is_ok(), good, "{line}");

@@ -7,14 +7,15 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
 
-use super::{Phase, Record, RecordError, read_revision};
+use super::{Phase, Record, RecordError, SecretError, Site, read_revision};
+use crate::ca::kubernetes::Keys;
 use crate::certs::FileError;
 use crate::certs::keeping::{read_file, write_whole};
 
 /// An authority's folder while somebody changes it; locked against a second one.
 pub struct Folder {
     path: PathBuf,
-    _lock: Flock<File>,
+    _lock: Option<Flock<File>>,
     /// Asked before each change of a file: tests fail there.
     before: Box<Before>,
 }
@@ -35,16 +36,18 @@ pub enum FolderError {
     Finishing(PathBuf),
     #[error(transparent)]
     Start(#[from] RecordError),
+    #[error(transparent)]
+    Secret(#[from] SecretError),
 }
 
 /// What signs, as the folder has it.
-const ISSUING: [&str; 3] = [CHAIN, "ca-cert.pem", KEY];
-const CHAIN: &str = "cert-chain.pem";
-const KEY: &str = "ca-key.pem";
-const ROOTS: &str = "root-cert.pem";
+pub(super) const ISSUING: [&str; 3] = [CHAIN, "ca-cert.pem", KEY];
+pub(super) const CHAIN: &str = "cert-chain.pem";
+pub(super) const KEY: &str = "ca-key.pem";
+pub(super) const ROOTS: &str = "root-cert.pem";
 /// A number that grows with every change: agents take no step back in time.
 pub const REVISION: &str = "revision";
-const RECORD: &str = "rotation.json";
+pub(super) const RECORD: &str = "rotation.json";
 /// What signed before the third step, for taking it back.
 const BEFORE: &str = "rotation-before";
 /// What is to sign after it, until it does.
@@ -58,7 +61,12 @@ impl Folder {
             nix::Error::EWOULDBLOCK => FolderError::Locked(path.to_owned()),
             e => failed("lock", path)(e.into()),
         })?;
-        Ok(Self { path: path.to_owned(), _lock: lock, before: Box::new(|_| Ok(())) })
+        Ok(Self { _lock: Some(lock), ..Self::look(path) })
+    }
+
+    /// To look only, also while somebody works on it.
+    pub fn look(path: &Path) -> Self {
+        Self { path: path.to_owned(), _lock: None, before: Box::new(|_| Ok(())) }
     }
 
     #[cfg(test)]
@@ -67,12 +75,7 @@ impl Folder {
         self
     }
 
-    /// The rotation that is under way, if one is.
-    pub fn record(&self) -> Result<Option<Record>, FolderError> {
-        Self::record_in(&self.path)
-    }
-
-    /// The same of a folder that somebody else may be working on.
+    /// The rotation that is under way in a folder that somebody else may be working on, if one is.
     pub fn record_in(folder: &Path) -> Result<Option<Record>, FolderError> {
         let path = folder.join(RECORD);
         let text = match fs::read(&path) {
@@ -84,32 +87,6 @@ impl Folder {
         record.map(Some).map_err(|e| FolderError::Record { path, why: e.to_string() })
     }
 
-    /// Brings the files in line with the record: completes what was interrupted. To be called before
-    /// anything else is done.
-    ///
-    /// Every step notes first what it is about to do, so that this knows.
-    pub fn settle(&self, record: &Record) -> Result<(), FolderError> {
-        let path = self.path.join(ROOTS);
-        let told = fs::read_to_string(&path).map_err(failed("read", &path))?;
-        if told != record.roots() {
-            self.replace(&path, record.roots().as_bytes(), 0o644)?;
-        }
-        let wanted = if record.phase >= Phase::NewIssues { AFTER } else { BEFORE };
-        if self.path.join(wanted).exists() {
-            self.copy(&self.path.join(wanted), &self.path)?;
-        }
-        self.forget(AFTER)?;
-        if record.phase < Phase::NewIssues {
-            self.forget(BEFORE)?;
-        }
-        // Last: under the new number nobody is told anything of before.
-        if self.revision()? < record.revision {
-            let text = format!("{}\n", record.revision);
-            self.replace(&self.path.join(REVISION), text.as_bytes(), 0o644)?;
-        }
-        Ok(())
-    }
-
     fn revision(&self) -> Result<u64, FolderError> {
         let path = self.path.join(REVISION);
         match fs::read(&path) {
@@ -117,52 +94,6 @@ impl Folder {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(0),
             Err(e) => Err(failed("read", &path)(e)),
         }
-    }
-
-    /// Step 1.
-    pub fn name(&self, new_root: &str) -> Result<Record, FolderError> {
-        let path = self.path.join(ROOTS);
-        let old = fs::read_to_string(&path).map_err(failed("read", &path))?;
-        let record = Record::new(&old, new_root)?;
-        self.note(record)
-    }
-
-    /// Step 2.
-    pub fn trust_both(&self, record: &Record) -> Result<Record, FolderError> {
-        self.note(record.at(Phase::BothTrusted))
-    }
-
-    /// Step 3: `with` is a folder that has the three files of the new authority, which the caller has
-    /// checked.
-    pub fn issue_anew(&self, record: &Record, with: &Path) -> Result<Record, FolderError> {
-        self.keep(with, AFTER)?;
-        self.keep(&self.path, BEFORE)?;
-        self.note(record.at(Phase::NewIssues))
-    }
-
-    /// Step 5.
-    pub fn withdraw_old(&self, record: &Record) -> Result<Record, FolderError> {
-        self.note(record.at(Phase::OldWithdrawn))
-    }
-
-    /// After the last step: forgets the rotation, and what signed before it.
-    pub fn finish(&self) -> Result<(), FolderError> {
-        self.forget(BEFORE)?;
-        self.remove(&self.path.join(RECORD))
-    }
-
-    /// Takes the last step back. `None`: it was the first.
-    pub fn back(&self, record: &Record) -> Result<Option<Record>, FolderError> {
-        let earlier = match record.phase {
-            Phase::Named => return self.remove(&self.path.join(RECORD)).map(|()| None),
-            Phase::BothTrusted => Phase::Named,
-            Phase::NewIssues if !self.path.join(BEFORE).exists() => {
-                return Err(FolderError::Finishing(self.path.join(BEFORE)));
-            }
-            Phase::NewIssues => Phase::BothTrusted,
-            Phase::OldWithdrawn => Phase::NewIssues,
-        };
-        self.note(record.at(earlier)).map(Some)
     }
 
     /// Writes the record down, and does what it says.
@@ -178,12 +109,12 @@ impl Folder {
     }
 
     /// Copies what signs, or is to sign, into a folder that is there whole or not at all.
-    fn keep(&self, from: &Path, name: &str) -> Result<(), FolderError> {
+    fn keep(&self, keys: &Keys, name: &str) -> Result<(), FolderError> {
         let (kept, half) = (self.path.join(name), self.path.join(format!("{name}.half")));
         self.forget(name)?;
         (self.before)(&half).map_err(failed("create", &half))?;
         DirBuilder::new().mode(0o700).create(&half).map_err(failed("create", &half))?;
-        self.copy(from, &half)?;
+        self.write(keys, &half)?;
         (self.before)(&kept).map_err(failed("rename to", &kept))?;
         fs::rename(&half, &kept).map_err(failed("rename to", &kept))
     }
@@ -215,22 +146,27 @@ impl Folder {
         fs::remove_file(path).map_err(failed("remove", path))
     }
 
-    fn copy(&self, from: &Path, to: &Path) -> Result<(), FolderError> {
+    /// What signs, of this folder.
+    fn issuing(&self, from: &Path) -> Result<Keys, FolderError> {
+        let mut keys = Keys::new();
         for file in ISSUING {
-            let path = from.join(file);
-            let content = match read_file(&path) {
+            match read_file(&from.join(file)) {
                 // Where a root signs by itself there is no chain.
-                Err(e) if file == CHAIN && e.source.kind() == io::ErrorKind::NotFound => {
-                    let path = to.join(file);
-                    if path.exists() {
-                        self.remove(&path)?;
-                    }
-                    continue;
-                }
-                other => other?,
-            };
-            let mode = if file == KEY { 0o600 } else { 0o644 };
-            self.replace(&to.join(file), &content, mode)?;
+                Err(e) if file == CHAIN && e.source.kind() == io::ErrorKind::NotFound => {}
+                read => drop(keys.insert(file.to_owned(), read?)),
+            }
+        }
+        Ok(keys)
+    }
+
+    fn write(&self, keys: &Keys, to: &Path) -> Result<(), FolderError> {
+        for file in ISSUING {
+            let path = to.join(file);
+            match keys.get(file) {
+                Some(content) => self.replace(&path, content, if file == KEY { 0o600 } else { 0o644 })?,
+                None if path.exists() => self.remove(&path)?,
+                None => {}
+            }
         }
         Ok(())
     }
@@ -239,6 +175,90 @@ impl Folder {
         (self.before)(path).map_err(failed("write", path))?;
         // On the disk before the next file is touched.
         Ok(write_whole(path, content, mode)?)
+    }
+}
+
+impl Site for Folder {
+    fn look_again(&self) -> Result<(), FolderError> {
+        // Its files are read whenever they are needed, and the lock keeps others out.
+        Ok(())
+    }
+
+    fn keys(&self) -> Result<Keys, FolderError> {
+        let mut keys = self.issuing(&self.path)?;
+        for file in [ROOTS, REVISION] {
+            match read_file(&self.path.join(file)) {
+                Err(e) if file == REVISION && e.source.kind() == io::ErrorKind::NotFound => {}
+                read => drop(keys.insert(file.to_owned(), read?)),
+            }
+        }
+        Ok(keys)
+    }
+
+    fn record(&self) -> Result<Option<Record>, FolderError> {
+        Self::record_in(&self.path)
+    }
+
+    /// Every step notes first what it is about to do, so that this knows.
+    fn settle(&self, record: &Record) -> Result<(), FolderError> {
+        let path = self.path.join(ROOTS);
+        let told = fs::read_to_string(&path).map_err(failed("read", &path))?;
+        if told != record.roots() {
+            self.replace(&path, record.roots().as_bytes(), 0o644)?;
+        }
+        let wanted = if record.phase >= Phase::NewIssues { AFTER } else { BEFORE };
+        if self.path.join(wanted).exists() {
+            self.write(&self.issuing(&self.path.join(wanted))?, &self.path)?;
+        }
+        self.forget(AFTER)?;
+        if record.phase < Phase::NewIssues {
+            self.forget(BEFORE)?;
+        }
+        // Last: under the new number nobody is told anything of before.
+        if self.revision()? < record.revision {
+            let text = format!("{}\n", record.revision);
+            self.replace(&self.path.join(REVISION), text.as_bytes(), 0o644)?;
+        }
+        Ok(())
+    }
+
+    fn name(&self, new_root: &str) -> Result<Record, FolderError> {
+        let path = self.path.join(ROOTS);
+        let old = fs::read_to_string(&path).map_err(failed("read", &path))?;
+        let record = Record::new(&old, new_root)?;
+        self.note(record)
+    }
+
+    fn trust_both(&self, record: &Record) -> Result<Record, FolderError> {
+        self.note(record.at(Phase::BothTrusted))
+    }
+
+    fn issue_anew(&self, record: &Record, with: &Keys) -> Result<Record, FolderError> {
+        self.keep(with, AFTER)?;
+        self.keep(&self.issuing(&self.path)?, BEFORE)?;
+        self.note(record.at(Phase::NewIssues))
+    }
+
+    fn withdraw_old(&self, record: &Record) -> Result<Record, FolderError> {
+        self.note(record.at(Phase::OldWithdrawn))
+    }
+
+    fn finish(&self) -> Result<(), FolderError> {
+        self.forget(BEFORE)?;
+        self.remove(&self.path.join(RECORD))
+    }
+
+    fn back(&self, record: &Record) -> Result<Option<Record>, FolderError> {
+        let earlier = match record.phase {
+            Phase::Named => return self.remove(&self.path.join(RECORD)).map(|()| None),
+            Phase::BothTrusted => Phase::Named,
+            Phase::NewIssues if !self.path.join(BEFORE).exists() => {
+                return Err(FolderError::Finishing(self.path.join(BEFORE)));
+            }
+            Phase::NewIssues => Phase::BothTrusted,
+            Phase::OldWithdrawn => Phase::NewIssues,
+        };
+        self.note(record.at(earlier)).map(Some)
     }
 }
 

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use super::*;
+use crate::ca::kubernetes::fake::{Fake, Fault};
 
 struct Scratch(PathBuf);
 
@@ -57,6 +58,11 @@ impl World {
         Self { scratch, path, with, old, new }
     }
 
+    fn new_keys(&self) -> Keys {
+        let read = |name: &str| (name.to_owned(), fs::read(self.with.join(name)).unwrap().into());
+        ["ca-cert.pem", "ca-key.pem", "cert-chain.pem"].map(read).into()
+    }
+
     /// All that a controller or this command could read, but for the revision, which never goes back.
     fn files(&self) -> BTreeMap<String, String> {
         let mut files = BTreeMap::new();
@@ -70,24 +76,126 @@ impl World {
     }
 
     /// One step forward from wherever it stands.
-    fn forward(&self, folder: &Folder) -> Result<(), FolderError> {
+    fn forward(&self, folder: &dyn Site) -> Result<(), FolderError> {
         let Some(record) = folder.record()? else {
             return folder.name(&self.new).map(drop);
         };
         folder.settle(&record)?;
         match record.phase {
             Phase::Named => folder.trust_both(&record).map(drop),
-            Phase::BothTrusted => folder.issue_anew(&record, &self.with).map(drop),
+            Phase::BothTrusted => folder.issue_anew(&record, &self.new_keys()).map(drop),
             Phase::NewIssues => folder.withdraw_old(&record).map(drop),
             Phase::OldWithdrawn => folder.finish(),
         }
     }
 
-    fn back(&self, folder: &Folder) -> Result<(), FolderError> {
+    fn back(&self, folder: &dyn Site) -> Result<(), FolderError> {
         let record = folder.record()?.expect("a rotation");
         folder.settle(&record)?;
         folder.back(&record).map(drop)
     }
+}
+
+const SECRET: &str = "/api/v1/namespaces/istio-system/secrets/cacerts";
+
+/// What a secret's keys are, as a folder's files.
+fn as_files(fake: &Fake) -> BTreeMap<String, String> {
+    let data = fake.get(SECRET).unwrap()["data"].clone();
+    let data: BTreeMap<String, k8s_openapi::ByteString> = serde_json::from_value(data).unwrap();
+    let named = |key: String| key.replace("rotation-before.", "rotation-before/");
+    data.into_iter().map(|(key, text)| (named(key), String::from_utf8(text.0).unwrap())).collect()
+}
+
+fn as_secret(world: &World) -> (Fake, PathBuf) {
+    let fake = Fake::start();
+    let data: BTreeMap<_, _> = world
+        .files()
+        .into_iter()
+        .map(|(name, text)| (name, k8s_openapi::ByteString(text.into_bytes())))
+        .collect();
+    fake.put(SECRET, serde_json::json!({ "data": data }));
+    let kubeconfig = fake.kubeconfig(&world.scratch.0, None);
+    (fake, kubeconfig)
+}
+
+fn open_secret(kubeconfig: &Path) -> Secret {
+    Secret::open(&"istio-system/cacerts".parse().unwrap(), Some(kubeconfig)).unwrap()
+}
+
+/// One way after the other, and after each step the same in both.
+#[test]
+fn a_secret_is_rotated_as_a_folder_is_and_each_step_is_one_change() {
+    for (forward, back) in [(1, 1), (2, 2), (3, 3), (4, 1), (4, 4), (5, 0)] {
+        let world = World::new();
+        let ((fake, kubeconfig), folder) = (as_secret(&world), open(&world));
+        let same = |step: &str| {
+            let mut files = world.files();
+            if let Ok(revision) = fs::read_to_string(world.path.join(REVISION)) {
+                files.insert(REVISION.into(), revision);
+            }
+            assert_eq!(as_files(&fake), files, "{step} of {forward} and {back}");
+        };
+        let mut changes = 0;
+        for step in 0..forward + back {
+            // Opened anew each time, as by a command that was interrupted.
+            let secret = open_secret(&kubeconfig);
+            let (done, there) = match step < forward {
+                true => (world.forward(&folder), world.forward(&secret)),
+                false => (world.back(&folder), world.back(&secret)),
+            };
+            done.unwrap();
+            there.unwrap();
+            same(&step.to_string());
+            let record = secret.record().unwrap();
+            assert_eq!(record, folder.record().unwrap());
+            record.map_or(Ok(()), |record| secret.settle(&record)).unwrap();
+            changes += 1;
+            assert_eq!(fake.asked("PATCH").len(), changes, "step {step} is not one change");
+        }
+    }
+}
+
+#[test]
+fn of_two_who_rotate_a_secret_the_second_is_told_and_loses_nothing() {
+    for steps in 0..5 {
+        let world = World::new();
+        let (fake, kubeconfig) = as_secret(&world);
+        for _ in 0..steps {
+            world.forward(&open_secret(&kubeconfig)).unwrap();
+        }
+        let (first, second) = (open_secret(&kubeconfig), open_secret(&kubeconfig));
+        world.forward(&first).unwrap();
+        let after = as_files(&fake);
+        let refused = world.forward(&second).unwrap_err();
+        assert!(matches!(&refused, FolderError::Secret(SecretError::Changed(_))), "{refused}");
+        assert!(refused.to_string().contains("changed by somebody else since it was read: nothing was done"));
+        assert_eq!(as_files(&fake), after, "{steps} steps");
+        // Also a change that is none of a rotation's.
+        let third = open_secret(&kubeconfig);
+        fake.put(SECRET, fake.get(SECRET).unwrap());
+        if steps < 4 {
+            assert!(world.forward(&third).is_err());
+            third.look_again().unwrap();
+            world.forward(&third).unwrap();
+        }
+    }
+}
+
+/// The answer is lost, before or after it was done: who looks again knows.
+#[test]
+fn a_secret_whose_api_server_breaks_off_is_as_it_was_and_the_same_command_goes_on() {
+    let world = World::new();
+    let (fake, kubeconfig) = as_secret(&world);
+    for _ in 0..5 {
+        let secret = open_secret(&kubeconfig);
+        let before = as_files(&fake);
+        fake.fail(Fault::new("PATCH", 503));
+        let said = world.forward(&secret).unwrap_err().to_string();
+        assert!(said.starts_with("patch secrets istio-system/cacerts: 503"), "{said}");
+        assert_eq!(as_files(&fake), before);
+        world.forward(&secret).unwrap();
+    }
+    assert_eq!(as_files(&fake)["root-cert.pem"], world.new);
 }
 
 fn pem() -> String {

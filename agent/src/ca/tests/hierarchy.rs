@@ -12,7 +12,7 @@ use crate::ca::attest::PublicKeyPin;
 use crate::ca::hierarchy::{
     HierarchyError, INTERMEDIATE_LIFETIME, ROOT_KEY, ROOT_LIFETIME, make_intermediate, make_node, make_root,
 };
-use crate::ca::rotation::Folder;
+use crate::ca::rotation::{Folder, Site};
 use crate::ca::signing::{self, CERTIFICATE, CHAIN, KEY, ROOTS};
 
 fn mode(path: &Path) -> u32 {
@@ -131,7 +131,7 @@ fn while_a_root_is_replaced_only_the_one_that_is_signed_under_gives_an_intermedi
     taken(&old).unwrap();
 
     let folder = Folder::open(&ca).unwrap();
-    folder.issue_anew(&both, &ready).unwrap();
+    folder.issue_anew(&both, &Folder::look(&ready).keys().unwrap()).unwrap();
     drop(folder);
     assert!(refused(&old), "it is about to go");
     taken(&new).unwrap();

@@ -1,9 +1,11 @@
 //! `underpass ca rotate`: replaces the root that a mesh rests on, step by step.
 
+mod place;
+
 use std::collections::BTreeSet;
-use std::fmt::Write;
+use std::fmt::{Display, Write};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail, ensure};
@@ -11,14 +13,16 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 use serde_json::json;
 
+use self::place::Place;
 use super::super::args::Output;
 use super::super::output::{print, printable, render};
 use super::super::{Answer, client};
 use crate::ca::hierarchy::{self, INTERMEDIATE_LIFETIME};
+use crate::ca::kubernetes::Keys;
 use crate::ca::rotation::{
-    Blocked, ControllerView, Folder, Observed, Phase, Record, Standing, judge, root_ids,
+    Blocked, ControllerView, Folder, Observed, Phase, Record, Site, Standing, judge, root_ids,
 };
-use crate::ca::{Authority, AuthorityConfig};
+use crate::ca::{Authority, AuthorityConfig, Source};
 use crate::certs::Clock;
 use crate::model::{TrustDomain, units};
 use crate::tls::TrustBundles;
@@ -43,9 +47,8 @@ enum RotateCommand {
 
 #[derive(Debug, Args)]
 struct Rotation {
-    /// The authority's folder, as the controllers read it
-    #[arg(long, value_name = "FOLDER")]
-    ca: PathBuf,
+    #[command(flatten)]
+    place: Place,
     /// The admin socket of a controller; each of them, where there are several
     #[arg(long = "controller", value_name = "SOCKET")]
     controllers: Vec<PathBuf>,
@@ -89,22 +92,23 @@ pub(super) fn run(args: &RotateArgs) -> anyhow::Result<Answer> {
 fn status(r: &Rotation) -> anyhow::Result<Answer> {
     r.check_without()?;
     // Not locked: `run` may hold the folder for days.
-    let Some(record) = Folder::record_in(&r.ca)? else { return idle(r) };
-    let standing = r.judge(&record)?;
+    let site = r.place.look()?;
+    let Some(record) = site.record()? else { return idle(r) };
+    let standing = r.judge(&*site, &record)?;
     r.show(&record, &standing, None)
 }
 
 fn next(r: &Rotation) -> anyhow::Result<Answer> {
     r.check_without()?;
-    let folder = Folder::open(&r.ca)?;
-    let Some(record) = folder.record()? else { return r.begin(&folder) };
-    folder.settle(&record)?;
-    let standing = r.judge_twice(&record)?;
+    let site = r.place.open()?;
+    let Some(record) = site.record()? else { return r.begin(&*site) };
+    site.settle(&record)?;
+    let standing = r.judge_twice(&*site, &record)?;
     if !standing.next.is_empty() {
         r.show(&record, &standing, Some("not done: the next step has to wait"))?;
         return Ok(Answer::No);
     }
-    match r.forward(&folder, &record)? {
+    match r.forward(&*site, &record)? {
         Some(record) => r.done(&record),
         None => r.finished(),
     }
@@ -112,15 +116,15 @@ fn next(r: &Rotation) -> anyhow::Result<Answer> {
 
 fn back(r: &Rotation) -> anyhow::Result<Answer> {
     r.check_without()?;
-    let folder = Folder::open(&r.ca)?;
-    let Some(record) = folder.record()? else { bail!("no rotation is under way in {}", r.ca.display()) };
-    folder.settle(&record)?;
-    let standing = r.judge(&record)?;
+    let site = r.place.open()?;
+    let Some(record) = site.record()? else { bail!("no rotation is under way in {}", r.place) };
+    site.settle(&record)?;
+    let standing = r.judge(&*site, &record)?;
     if !standing.back.is_empty() {
         r.show(&record, &standing, Some("not taken back: something would break"))?;
         return Ok(Answer::No);
     }
-    match folder.back(&record)? {
+    match site.back(&record)? {
         Some(record) => r.done(&record),
         None => r.say("the rotation was taken back as a whole"),
     }
@@ -128,19 +132,28 @@ fn back(r: &Rotation) -> anyhow::Result<Answer> {
 
 fn all(r: &Rotation) -> anyhow::Result<Answer> {
     r.check_without()?;
-    let folder = Folder::open(&r.ca)?;
-    let mut record = match folder.record()? {
+    let site = r.place.open()?;
+    let mut record = match site.record()? {
         Some(record) => record,
         None => {
-            r.begin(&folder)?;
-            folder.record()?.context("the rotation that was begun is gone")?
+            r.begin(&*site)?;
+            site.record()?.context("the rotation that was begun is gone")?
         }
     };
-    folder.settle(&record)?;
+    site.settle(&record)?;
     let mut told: Option<Standing> = None;
     loop {
-        // A controller that restarts answers again soon.
-        let standing = match r.judge_twice(&record) {
+        // A controller that restarts answers again soon, and so does an API server.
+        let looked = site.look_again().map_err(anyhow::Error::from);
+        if looked.is_ok() {
+            let held = site.record()?;
+            ensure!(
+                held.as_ref() == Some(&record),
+                "the rotation in {} was changed by somebody else",
+                r.place
+            );
+        }
+        let standing = match looked.and_then(|()| r.judge_twice(&*site, &record)) {
             Ok(standing) => standing,
             Err(e) => {
                 print(&format!("{}\n", printable(&format!("{e:#}"))))?;
@@ -149,7 +162,7 @@ fn all(r: &Rotation) -> anyhow::Result<Answer> {
             }
         };
         if standing.next.is_empty() {
-            record = match r.forward(&folder, &record)? {
+            record = match r.forward(&*site, &record)? {
                 Some(record) => record,
                 None => return r.finished(),
             };
@@ -171,125 +184,113 @@ fn idle(r: &Rotation) -> anyhow::Result<Answer> {
     match r.output {
         Output::Table => print(&format!(
             "no rotation is under way in {}; `underpass ca rotate next --new-root DIR` begins one\n",
-            r.ca.display()
+            r.place
         )),
         _ => print(&render(&json!({"phase": null}), r.output, String::new)?),
     }
 }
 
 impl Rotation {
-    fn begin(&self, folder: &Folder) -> anyhow::Result<Answer> {
+    fn begin(&self, site: &dyn Site) -> anyhow::Result<Answer> {
         let Some(dir) = &self.new_root else {
             bail!(
                 "no rotation is under way in {}: name a new root by --new-root DIR (`underpass ca init --root --out DIR` makes one)",
-                self.ca.display()
+                self.place
             )
         };
         let path = dir.join("root-cert.pem");
         let pem = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        self.check_root(&pem).with_context(|| format!("{} cannot be a root", path.display()))?;
+        let own = site.keys()?;
+        self.check_root(&own, &pem).with_context(|| format!("{} cannot be a root", path.display()))?;
         // What is there must work: the way back leads to it.
-        self.authority(&self.ca)?;
-        self.done(&folder.name(&pem)?)
+        self.authority(&own)?;
+        self.done(&site.name(&pem)?)
     }
 
     /// Does the step that follows; `None` when it was the last.
-    fn forward(&self, folder: &Folder, record: &Record) -> anyhow::Result<Option<Record>> {
+    fn forward(&self, site: &dyn Site, record: &Record) -> anyhow::Result<Option<Record>> {
         Ok(Some(match record.phase {
-            Phase::Named => folder.trust_both(record)?,
-            Phase::BothTrusted => self.issue_anew(folder, record)?,
+            Phase::Named => site.trust_both(record)?,
+            Phase::BothTrusted => self.issue_anew(site, record)?,
             Phase::NewIssues => {
-                self.rests_on_new(record, &self.ca)?;
-                folder.withdraw_old(record)?
+                rests_on_new(record, &self.authority(&site.keys()?)?, &self.place)?;
+                site.withdraw_old(record)?
             }
             Phase::OldWithdrawn => {
-                folder.finish()?;
+                site.finish()?;
                 return Ok(None);
             }
         }))
     }
 
-    fn issue_anew(&self, folder: &Folder, record: &Record) -> anyhow::Result<Record> {
+    fn issue_anew(&self, site: &dyn Site, record: &Record) -> anyhow::Result<Record> {
+        let (own, now) = (site.keys()?, SystemTime::now());
         if let Some(ready) = &self.intermediate {
-            return self.issue_from(folder, record, ready);
+            let (with, shown) = (Folder::look(ready).keys()?, ready.display());
+            let source = Source::Folder(ready.clone());
+            let authority = open(source, self.domain(&own, Some((shown.to_string(), &with)))?, &with)?;
+            return self.issue_from(site, record, &with, &authority, &shown);
         }
-        let key = self.new_root.as_ref().map(|dir| (dir, dir.join("root-key.pem")));
-        let Some((dir, _)) = key.filter(|(_, key)| key.exists()) else {
+        let domain = self.domain(&own, None)?;
+        let Some(dir) = self.new_root.as_ref().filter(|dir| dir.join("root-key.pem").exists()) else {
             bail!(
-                "the third step needs an issuing certificate under the new root. Where the root's key is:\n    underpass ca intermediate --root DIR --out FOLDER --trust-domain {}\nThen, with that folder: underpass ca rotate next --intermediate FOLDER …",
-                self.domain(&self.ca)?
+                "the third step needs an issuing certificate under the new root. Where the root's key is:\n    underpass ca intermediate --root DIR --out FOLDER --trust-domain {domain}\nThen, with that folder: underpass ca rotate next --intermediate FOLDER …"
             )
         };
-        let made = self.ca.join("rotation-made");
-        let remove = || match fs::remove_dir_all(&made) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                Err(e).with_context(|| format!("remove {}", made.display()))
-            }
-            _ => Ok(()),
-        };
-        remove()?;
-        hierarchy::make_intermediate(
-            dir,
-            &made,
-            &self.domain(&self.ca)?,
-            INTERMEDIATE_LIFETIME,
-            SystemTime::now(),
-        )?;
-        let record = self.issue_from(folder, record, &made);
-        remove()?;
-        record
+        let root = hierarchy::Root::open(dir, now)?;
+        let with = hierarchy::Intermediate::make(&root, &domain, INTERMEDIATE_LIFETIME, now)?.keys();
+        let authority = open(Source::Folder(dir.clone()), domain, &with)?;
+        self.issue_from(site, record, &with, &authority, &dir.display())
     }
 
-    fn issue_from(&self, folder: &Folder, record: &Record, with: &Path) -> anyhow::Result<Record> {
-        let key = self.rests_on_new(record, with)?;
+    fn issue_from(
+        &self,
+        site: &dyn Site,
+        record: &Record,
+        with: &Keys,
+        authority: &Authority,
+        shown: &dyn Display,
+    ) -> anyhow::Result<Record> {
+        rests_on_new(record, authority, shown)?;
+        let [new, own] =
+            [authority, &self.authority(&site.keys()?)?].map(|a| a.state().borrow().authority.clone());
         ensure!(
-            key != self.authority(&self.ca)?.state().borrow().authority,
-            "{} has the key that signs already: agents and controllers could not tell the two apart. Make one with a key of its own",
-            with.display()
+            new != own,
+            "{shown} has the key that signs already: agents and controllers could not tell the two apart. Make one with a key of its own"
         );
-        Ok(folder.issue_anew(record, with)?)
+        Ok(site.issue_anew(record, with)?)
     }
 
-    /// The key identifier of a folder's authority, if it rests on the new root.
-    fn rests_on_new(&self, record: &Record, folder: &Path) -> anyhow::Result<String> {
-        let state = self.authority(folder)?.state();
-        let signing = state.borrow();
-        ensure!(
-            root_ids(&record.new_root).is_ok_and(|new| new == [signing.root.clone()]),
-            "{} does not rest on the new root",
-            folder.display()
-        );
-        Ok(signing.authority.clone())
-    }
-
-    fn check_root(&self, pem: &str) -> anyhow::Result<()> {
-        let (mut bundles, domain) = (TrustBundles::new(), self.domain(&self.ca)?);
+    fn check_root(&self, own: &Keys, pem: &str) -> anyhow::Result<()> {
+        let (mut bundles, domain) = (TrustBundles::new(), self.domain(own, None)?);
         bundles.add_pem(&domain, pem.as_bytes())?;
         let root = bundles.roots(&domain).next().context("no certificate")?;
         crate::ca::check_root(root, SystemTime::now()).map_err(anyhow::Error::msg)?;
         Ok(())
     }
 
-    fn authority(&self, folder: &Path) -> anyhow::Result<Authority> {
-        let config = AuthorityConfig::new(folder, self.domain(folder)?);
-        Ok(Authority::open(&config, Clock::system())?)
+    /// What signs at present.
+    fn authority(&self, own: &Keys) -> anyhow::Result<Authority> {
+        open(self.place.source()?, self.domain(own, None)?, own)
     }
 
-    /// What the folder's authority issues for. A folder for another trust domain than this rotation's would
-    /// have its certificates refused by every agent.
-    fn domain(&self, folder: &Path) -> anyhow::Result<TrustDomain> {
-        let stated = |folder: &Path| {
-            let path = folder.join("ca-cert.pem");
-            let pem = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-            hierarchy::stated_domain(&pem)
-                .map_err(anyhow::Error::msg)
-                .with_context(|| format!("{}", path.display()))
+    /// What the authority issues for. One for another trust domain than this rotation's would have its
+    /// certificates refused by every agent.
+    fn domain(&self, own: &Keys, other: Option<(String, &Keys)>) -> anyhow::Result<TrustDomain> {
+        let stated = |shown: String, keys: &Keys| -> anyhow::Result<_> {
+            let pem = keys.get("ca-cert.pem").with_context(|| format!("{shown} has no ca-cert.pem"))?;
+            let domain = hierarchy::stated_domain(pem).map_err(anyhow::Error::msg);
+            let domain = domain.with_context(|| format!("ca-cert.pem of {shown} is unusable"))?;
+            Ok((shown, domain))
         };
-        one_domain(&[
+        let mut said = vec![
             ("--trust-domain".to_owned(), self.trust_domain.clone()),
-            (self.ca.display().to_string(), stated(&self.ca)?),
-            (folder.display().to_string(), stated(folder)?),
-        ])
+            stated(self.place.to_string(), own)?,
+        ];
+        if let Some((shown, keys)) = other {
+            said.push(stated(shown, keys)?);
+        }
+        one_domain(&said)
     }
 
     fn check_without(&self) -> anyhow::Result<()> {
@@ -302,13 +303,13 @@ impl Rotation {
 
     /// Before the old root goes, a second time: reports are a second old, and a handshake that had begun
     /// before the first look may be over since.
-    fn judge_twice(&self, record: &Record) -> anyhow::Result<Standing> {
-        let first = self.judge(record)?;
+    fn judge_twice(&self, site: &dyn Site, record: &Record) -> anyhow::Result<Standing> {
+        let first = self.judge(site, record)?;
         if record.phase != Phase::NewIssues || !first.next.is_empty() {
             return Ok(first);
         }
         std::thread::sleep(SECOND_LOOK);
-        self.judge(record)
+        self.judge(site, record)
     }
 
     fn observe(&self) -> anyhow::Result<Observed> {
@@ -324,10 +325,11 @@ impl Rotation {
         Ok(observed)
     }
 
-    fn judge(&self, record: &Record) -> anyhow::Result<Standing> {
+    fn judge(&self, site: &dyn Site, record: &Record) -> anyhow::Result<Standing> {
         let observed = self.observe()?;
         // A folder that does not fit together blocks what needs it, and not the way back.
-        let authority = self.authority(&self.ca).map(|a| a.state().borrow().authority.clone());
+        let authority = site.keys().map_err(anyhow::Error::from).and_then(|own| self.authority(&own));
+        let authority = authority.map(|a| a.state().borrow().authority.clone());
         let authority = authority.unwrap_or_default();
         let without: BTreeSet<String> = self.without.iter().cloned().collect();
         judge(record, &authority, &observed, &without).map_err(anyhow::Error::msg)
@@ -375,6 +377,20 @@ impl Rotation {
         };
         print(&render(&view, self.output, table)?)
     }
+}
+
+fn open(source: Source, domain: TrustDomain, keys: &Keys) -> anyhow::Result<Authority> {
+    let config = AuthorityConfig { source, ..AuthorityConfig::new("", domain) };
+    Ok(Authority::open_keys(&config, keys, Clock::system())?)
+}
+
+fn rests_on_new(record: &Record, authority: &Authority, shown: &dyn Display) -> anyhow::Result<()> {
+    let root = authority.state().borrow().root.clone();
+    ensure!(
+        root_ids(&record.new_root).is_ok_and(|new| new == [root]),
+        "{shown} does not rest on the new root"
+    );
+    Ok(())
 }
 
 /// A name that nobody knows leaves nobody out: the operator would believe that a node is left out which is

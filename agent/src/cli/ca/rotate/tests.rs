@@ -1,12 +1,18 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+use std::collections::BTreeMap;
+use std::io::{Read, Write as _};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::time::SystemTime;
 
 use clap::Parser;
 
 use super::*;
 use crate::ca::hierarchy::{ROOT_LIFETIME, make_intermediate, make_root};
-use crate::ca::rotation::AgentView;
+use crate::ca::kubernetes::fake::Fake;
+use crate::ca::kubernetes::{Cluster, Held};
+use crate::ca::rotation::{AgentView, RootView};
 
 #[derive(Debug, Parser)]
 struct Line {
@@ -111,4 +117,135 @@ fn only_a_node_that_somebody_knows_can_be_left_out() {
     assert!(refused.ends_with("there are n1, n2, n3"), "{refused}");
     let refused = check_names(&names(&["n1"]), &Observed::default()).unwrap_err().to_string();
     assert!(refused.ends_with("there is none"), "{refused}");
+}
+
+const SECRET: &str = "/api/v1/namespaces/istio-system/secrets/cacerts";
+
+/// A secret with an authority, and a controller without agents that follows it.
+struct InCluster {
+    fake: Fake,
+    kubeconfig: PathBuf,
+    socket: PathBuf,
+    new: PathBuf,
+    // Last: the others are in it.
+    scratch: Scratch,
+}
+
+impl InCluster {
+    fn start(name: &str) -> Self {
+        let (scratch, fake) = (Scratch::new(name), Fake::start());
+        let (old, new) = (scratch.root("old"), scratch.root("new"));
+        let ca = scratch.authority(&old, "ca", "mesh.test");
+        let data: BTreeMap<_, _> = Folder::look(&ca)
+            .keys()
+            .unwrap()
+            .into_iter()
+            .map(|(name, content)| (name, k8s_openapi::ByteString(content.to_vec())))
+            .collect();
+        fake.put(SECRET, json!({ "data": data }));
+        let (kubeconfig, socket) = (fake.kubeconfig(&scratch.0, None), scratch.0.join("socket"));
+        let (listener, from) = (UnixListener::bind(&socket).unwrap(), kubeconfig.clone());
+        // Ends with the test's process: it waits for nothing but the next question.
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let _ = stream.read(&mut [0; 1024]).unwrap();
+                let Ok(view) = view_of(&from) else { return };
+                let body = serde_json::to_string(&view).unwrap();
+                let head = format!("HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+                stream.write_all((head + &body).as_bytes()).unwrap();
+            }
+        });
+        Self { fake, kubeconfig, socket, new, scratch }
+    }
+
+    fn rotation(&self, more: &[&str]) -> Rotation {
+        let [kubeconfig, socket, new] =
+            [&self.kubeconfig, &self.socket, &self.new].map(|path| path.display().to_string());
+        let own =
+            ["x", "--secret", "istio-system/cacerts", "--kubeconfig", &kubeconfig, "--controller", &socket];
+        Line::try_parse_from([&own[..], &["--new-root", &new, "--every", "10ms"], more].concat())
+            .unwrap()
+            .rotation
+    }
+
+    fn held(&self) -> Held {
+        held(&self.kubeconfig).unwrap()
+    }
+}
+
+fn held(kubeconfig: &Path) -> anyhow::Result<Held> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let cluster = runtime.block_on(Cluster::connect(Some(kubeconfig)))?;
+    Ok(runtime.block_on(cluster.secret(&"istio-system/cacerts".parse().unwrap()))?)
+}
+
+fn view_of(kubeconfig: &Path) -> anyhow::Result<ControllerView> {
+    let source = Source::Secret("istio-system/cacerts".parse().unwrap());
+    let state = open(source, "mesh.test".parse().unwrap(), &held(kubeconfig)?.keys)?.state();
+    let signing = state.borrow();
+    let root = |sha256: &String| RootView { sha256: sha256.clone(), ..RootView::default() };
+    Ok(ControllerView {
+        version: "v".into(),
+        revision: signing.revision,
+        authority: signing.authority.clone(),
+        root: signing.root.clone(),
+        roots: signing.roots.iter().map(|held| root(&held.sha256)).collect(),
+        ..ControllerView::default()
+    })
+}
+
+const FILES: [&str; 5] = ["ca-cert.pem", "ca-key.pem", "cert-chain.pem", "revision", "root-cert.pem"];
+
+#[test]
+fn a_secret_is_rotated_by_the_command_to_the_end_and_nothing_is_left_in_it() {
+    let w = InCluster::start("secret-run");
+    let before = w.held();
+    assert_eq!(next(&w.rotation(&[])).unwrap(), Answer::Yes);
+    assert_eq!(status(&w.rotation(&[])).unwrap(), Answer::Yes);
+    assert_eq!(all(&w.rotation(&[])).unwrap(), Answer::Yes);
+    let after = w.held();
+    assert_eq!(after.keys.keys().collect::<Vec<_>>(), FILES);
+    assert_eq!(*after.keys["root-cert.pem"], fs::read(w.new.join("root-cert.pem")).unwrap());
+    assert_ne!(after.keys["ca-key.pem"], before.keys["ca-key.pem"]);
+    assert_eq!(
+        hierarchy::stated_domain(&after.keys["ca-cert.pem"]).unwrap(),
+        Some("mesh.test".parse().unwrap())
+    );
+    // Each of the five, and the forgetting.
+    assert_eq!(w.fake.asked("PATCH").len(), 5);
+}
+
+#[test]
+fn a_secret_is_taken_back_by_the_command_to_what_it_was() {
+    let w = InCluster::start("secret-back");
+    let before = w.held().keys;
+    for _ in 0..3 {
+        assert_eq!(next(&w.rotation(&[])).unwrap(), Answer::Yes);
+    }
+    assert!(w.held().keys.contains_key("rotation-before.ca-key.pem"));
+    for _ in 0..3 {
+        assert_eq!(back(&w.rotation(&[])).unwrap(), Answer::Yes);
+    }
+    let mut after = w.held().keys;
+    after.remove("revision");
+    assert!(after == before, "{:?}", after.keys());
+    let nothing = back(&w.rotation(&[])).unwrap_err().to_string();
+    assert!(nothing.contains("no rotation is under way in the secret istio-system/cacerts"), "{nothing}");
+    drop(w.scratch);
+}
+
+#[test]
+fn a_place_is_a_folder_or_a_secret() {
+    for (line, good) in [
+        ("x --ca f", true),
+        ("x --secret a/b", true),
+        ("x --secret a/b --kubeconfig k", true),
+        ("x", false),
+        ("x --ca f --secret a/b", false),
+        ("x --ca f --kubeconfig k", false),
+        ("x --secret b", false),
+    ] {
+        assert_eq!(Line::try_parse_from(line.split(' ')).is_ok(), good, "{line}");
+    }
 }
