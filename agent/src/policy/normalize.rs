@@ -222,7 +222,8 @@ mod tests {
         fn a_normal_path_has_no_other_form_and_no_dots(path in "/([a./\\\\%]|%2[eEfF]|%5[cC]|%6[1-3]){0,12}") {
             for how in [Base, MergeSlashes, DecodeAndMergeSlashes] {
                 let Ok(normal) = normalize(&path, how) else { continue };
-                prop_assert_eq!(normalize(&normal, how).as_deref(), Ok(&*normal));
+                let again = normalize(&normal, how);
+                prop_assert_eq!(again.as_deref(), Ok(&*normal));
                 prop_assert!(normal.starts_with('/'));
                 prop_assert!(!normal.split('/').any(|s| s == "." || s == ".."), "{}", normal);
                 prop_assert!(!normal.contains('\\'));
