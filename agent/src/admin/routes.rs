@@ -6,11 +6,12 @@ use axum::Router;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use serde::Serialize;
 use serde_json::json;
 
 use super::Sources;
+use crate::discovery::ask::Asked;
 
 /// The Unix socket's.
 pub(super) fn state(sources: &Arc<Sources>) -> Router {
@@ -24,6 +25,7 @@ pub(super) fn state(sources: &Arc<Sources>) -> Router {
         .route("/trust", get(|s: Shared| json(s, |s| (s.trust)())))
         .route("/connections", get(|s: Shared| json(s, |s| s.telemetry.connections())))
         .route("/config", get(|s: Shared| json(s, |s| s.config.clone())))
+        .route("/why", post(why))
         .route("/log", get(log_filter).put(set_log_filter))
         .route("/metrics", get(metrics_text))
         .layer(DefaultBodyLimit::max(MAX_FILTER))
@@ -66,6 +68,17 @@ async fn metrics_text(State(sources): Shared) -> Response {
         Some(Ok(text)) => ([(header::CONTENT_TYPE, TEXT)], text).into_response(),
         Some(Err(e)) => failed(&e.to_string()),
         None => failed("rendering the metrics panicked"),
+    }
+}
+
+/// The body is the question.
+async fn why(State(sources): Shared, asked: axum::Json<Asked>) -> Response {
+    match off_the_runtime(move || sources.store.current().answer(&asked)).await {
+        Some(Ok(answer)) => axum::Json(answer).into_response(),
+        Some(Err(e)) => {
+            (StatusCode::BAD_REQUEST, axum::Json(json!({ "error": e.to_string() }))).into_response()
+        }
+        None => failed("answering the question panicked"),
     }
 }
 

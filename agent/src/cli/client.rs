@@ -26,12 +26,22 @@ pub(super) enum ClientError {
 
 /// Sends one request and reads its JSON answer.
 pub(super) fn ask(socket: &Path, method: &str, path: &str, body: &str) -> Result<Value, ClientError> {
+    send(socket, &format!("{method} {path} HTTP/1.0\r\nContent-Length: {}\r\n\r\n{body}", body.len()))
+}
+
+/// Asks a question that is written in JSON.
+pub(super) fn post_json(socket: &Path, path: &str, body: &str) -> Result<Value, ClientError> {
+    let length = body.len();
+    let head = "Content-Type: application/json\r\n";
+    send(socket, &format!("POST {path} HTTP/1.0\r\n{head}Content-Length: {length}\r\n\r\n{body}"))
+}
+
+/// HTTP/1.0: the answer is not chunked, and ends with the connection.
+fn send(socket: &Path, request: &str) -> Result<Value, ClientError> {
     let io = |call| move |source| ClientError::Io { call, path: socket.into(), source };
     let mut stream = connect(socket)?;
     stream.set_read_timeout(Some(PATIENCE)).map_err(io("setting a timeout for"))?;
     stream.set_write_timeout(Some(PATIENCE)).map_err(io("setting a timeout for"))?;
-    // HTTP/1.0: the answer is not chunked, and ends with the connection.
-    let request = format!("{method} {path} HTTP/1.0\r\nContent-Length: {}\r\n\r\n{body}", body.len());
     stream.write_all(request.as_bytes()).map_err(io("writing to"))?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).map_err(io("reading from"))?;

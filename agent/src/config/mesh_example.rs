@@ -56,6 +56,7 @@ fn example() -> Document {
             visibility: Default::default(),
         }],
         policies: policies(),
+        resources: resources(),
         local_pods: vec![LocalPod {
             uid: "0d2c0a4e-6a3c-4a38-9a0e-6f3f0b0c7c11".into(),
             namespace: "shop".into(),
@@ -100,6 +101,15 @@ fn api(name: &str, node: &str, host: u8) -> Workload {
 
 fn legacy() -> Workload {
     Workload { workload_ips: all(&["10.244.3.7"]), ..Workload::new("shop", "legacy-db", Protocol::Tcp) }
+}
+
+fn resources() -> Vec<serde_json::Value> {
+    vec![serde_json::json!({
+        "apiVersion": "security.istio.io/v1",
+        "kind": "AuthorizationPolicy",
+        "metadata": {"name": "no-guests", "namespace": "payments"},
+        "spec": {"action": "DENY", "rules": [{"from": [{"source": {"namespaces": ["guests"]}}]}]},
+    })]
 }
 
 fn policies() -> Vec<Policy> {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
 
+use super::Snapshot;
 use super::manifest::Manifest;
 use crate::model::{SpiffeId, Workload};
 use crate::policy::{
@@ -71,7 +72,7 @@ impl AskedRequest {
 }
 
 /// What policy says, and why.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Answer {
     pub verdict: Word,
@@ -85,14 +86,14 @@ pub struct Answer {
     pub dry_run: Option<DryRun>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DryRun {
     pub verdict: Word,
     pub cause: String,
     pub reason: String,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Word {
     Allow,
@@ -169,6 +170,27 @@ impl Offline {
     /// What of the resources could not be taken as it stands.
     pub fn defects(&self) -> Vec<Defect> {
         self.resources.defects().cloned().collect()
+    }
+}
+
+/// The mesh as the agent knows it now.
+impl Snapshot {
+    /// # Errors
+    /// The question names what is not there, or is not well formed.
+    pub fn answer(&self, asked: &Asked) -> Result<Answer, AskError> {
+        let normalization = self.policies().resources().map(|r| r.settings.path_normalization);
+        let question = asked.resolve(self, normalization.unwrap_or_default())?;
+        Ok(question.answer(&self.policies_for(&question.to)))
+    }
+}
+
+impl Pods for Snapshot {
+    fn pod(&self, namespace: &str, name: &str) -> Option<Arc<Workload>> {
+        self.workloads().find(|pod| *pod.namespace == *namespace && *pod.name == *name).cloned()
+    }
+
+    fn names(&self) -> String {
+        names(self.workloads().map(|pod| &**pod))
     }
 }
 

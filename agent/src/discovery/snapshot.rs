@@ -203,7 +203,10 @@ impl Snapshot {
             range_table: state.ranges.iter().copied().collect(),
             ranges: state.ranges.into_iter().map(cidr::canonical).collect(),
             unknown: state.unknown,
-            policies: PolicySet::new(state.policies, state.mtls),
+            policies: match state.resources {
+                Some(resources) => PolicySet::new(state.policies, state.mtls).with_resources(resources),
+                None => PolicySet::new(state.policies, state.mtls),
+            },
             ..Self::unsynced()
         };
         snapshot.add_workloads(state.workloads);

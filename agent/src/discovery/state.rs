@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{LocalPod, Service, TrustDomain, Workload};
-use crate::policy::{MtlsDefaults, Policy};
+use crate::policy::{MtlsDefaults, Policy, Resources};
 
 /// Everything, each time: what is not in it is gone.
 #[derive(Clone, Debug)]
@@ -21,6 +21,8 @@ pub struct State {
     pub workloads: Vec<Workload>,
     pub services: Vec<Service>,
     pub policies: Vec<Policy>,
+    /// Both dialects' resources, where the source has them.
+    pub resources: Option<Arc<Resources>>,
     /// The pods of this node that are to be meshed.
     pub local_pods: Vec<LocalPod>,
 }
@@ -37,6 +39,7 @@ impl State {
             workloads: Vec::new(),
             services: Vec::new(),
             policies: Vec::new(),
+            resources: None,
             local_pods: Vec::new(),
         }
     }

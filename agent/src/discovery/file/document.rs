@@ -10,7 +10,7 @@ use super::scalar::{Cidr, Ip, Pattern, ServiceAccountName};
 use crate::discovery::UnknownDestinations;
 use crate::model::workload::{BalancingMode, Health, LocalityScope, NetworkMode, Visibility, WorkloadType};
 use crate::model::{MtlsMode, SpiffeId, TrustDomain};
-use crate::policy::{Action, Scope};
+use crate::policy::{Action, PolicySettings, Scope};
 
 /// The whole file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -28,6 +28,10 @@ pub struct Document {
     /// Who may talk to whom. Without any, everybody may.
     #[serde(default)]
     pub policies: Vec<Policy>,
+    /// Istio's and Linkerd's policies as they are in Kubernetes, and the Namespaces that they need: objects
+    /// with apiVersion, kind, metadata and spec. They apply beside `policies`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub resources: Vec<serde_json::Value>,
     /// The pods of this node that the agent takes into the mesh. Each needs a workload that has its
     /// addresses, name and service account.
     #[serde(default)]
@@ -60,6 +64,9 @@ pub struct Mesh {
     /// The same for single namespaces.
     #[serde(default)]
     pub namespace_mtls: BTreeMap<String, MtlsMode>,
+    /// What decides beside the policies themselves.
+    #[serde(default)]
+    pub policy: PolicySettings,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -126,6 +133,36 @@ pub struct Workload {
     /// Whether plaintext from outside may reach it, where that differs from its namespace.
     #[serde(default)]
     pub mtls: WorkloadMtls,
+    /// The pod's labels, by which resources select it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// The pod's annotations.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+    /// The TCP ports that its containers declare.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<ContainerPort>,
+    /// The HTTP paths at which the kubelet probes it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub probes: Vec<HttpProbe>,
+    /// The waypoint that serves it, as namespace/name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waypoint: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct ContainerPort {
+    #[serde(default)]
+    pub name: String,
+    pub port: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct HttpProbe {
+    pub port: u16,
+    pub path: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -307,6 +344,7 @@ impl Default for Mesh {
             unknown_destinations: UnknownDestinations::default(),
             mtls: permissive(),
             namespace_mtls: BTreeMap::new(),
+            policy: PolicySettings::default(),
         }
     }
 }
@@ -336,6 +374,11 @@ impl Workload {
             services: BTreeMap::new(),
             authorization_policies: Vec::new(),
             mtls: WorkloadMtls::default(),
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            ports: Vec::new(),
+            probes: Vec::new(),
+            waypoint: None,
         }
     }
 }

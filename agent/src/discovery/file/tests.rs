@@ -485,7 +485,7 @@ fn documents() -> impl Strategy<Value = Document> {
             workload.authorization_policies =
                 policies.iter().skip(n).map(|p| format!("{}/{}", p.namespace, p.name)).collect();
         }
-        Document { mesh, workloads, services, policies, local_pods: Vec::new() }
+        Document { mesh, workloads, services, policies, resources: Vec::new(), local_pods: Vec::new() }
     })
 }
 

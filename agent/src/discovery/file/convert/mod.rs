@@ -2,6 +2,7 @@
 
 mod pods;
 mod policies;
+mod resources;
 mod services;
 mod workloads;
 
@@ -31,7 +32,8 @@ pub(super) fn convert(document: Document) -> Converted {
     let workloads = c.workloads(document.workloads, &services, &policies);
     c.check_selectors(&policies, &workloads);
     let local_pods = c.local_pods(document.local_pods, &workloads);
-    let Mesh { ranges, unknown_destinations, mtls, namespace_mtls, .. } = document.mesh;
+    let Mesh { ranges, unknown_destinations, mtls, namespace_mtls, policy, trust_domain, .. } = document.mesh;
+    let resources = c.resources(document.resources, policy.settings(trust_domain));
     let namespaces = namespace_mtls.into_iter().map(|(namespace, mode)| (namespace.into(), mode)).collect();
     let state = State {
         trust_domain: c.trust_domain,
@@ -42,6 +44,7 @@ pub(super) fn convert(document: Document) -> Converted {
         workloads,
         services,
         policies,
+        resources: Some(Arc::new(resources)),
         local_pods,
     };
     Converted { state, errors: c.errors, warnings: c.warnings }

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use super::Converter;
 use crate::discovery::file::document::{self as written, Protocol};
 use crate::discovery::yaml::Path;
-use crate::model::workload::{Locality, NetworkMode, PodFacts, PortMapping, TunnelProtocol, WorkloadMtls};
+use crate::model::workload::{
+    ContainerPort, HttpProbe, Locality, NetworkMode, PodFacts, PortMapping, TunnelProtocol, WorkloadMtls,
+};
 use crate::model::{Service, Workload};
 use crate::policy::Policy;
 
@@ -73,7 +75,21 @@ impl Converter {
             policies: w.authorization_policies.into_iter().map(Arc::from).collect(),
             mtls: WorkloadMtls { mode: w.mtls.mode, ports: w.mtls.ports },
             name: w.name.into(),
-            facts: PodFacts::default(),
+            facts: PodFacts {
+                labels: texts(w.labels),
+                annotations: texts(w.annotations),
+                ports: w
+                    .ports
+                    .into_iter()
+                    .map(|p| ContainerPort { name: p.name.into(), port: p.port })
+                    .collect(),
+                probes: w
+                    .probes
+                    .into_iter()
+                    .map(|p| HttpProbe { port: p.port, path: p.path.into() })
+                    .collect(),
+                waypoint: w.waypoint.map(Into::into),
+            },
         })
     }
 
@@ -137,4 +153,8 @@ impl Converter {
             }
         }
     }
+}
+
+fn texts(written: BTreeMap<String, String>) -> BTreeMap<Arc<str>, Arc<str>> {
+    written.into_iter().map(|(key, value)| (key.into(), value.into())).collect()
 }
