@@ -12,6 +12,7 @@
 
 mod compiled;
 pub mod istio;
+pub mod linkerd;
 mod matcher;
 mod mtls;
 mod normalize;

@@ -1,0 +1,84 @@
+//! What Linkerd's resources say of one workload.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use time::OffsetDateTime;
+
+use super::super::matcher::Matcher;
+use super::super::resource::{Defect, ResourceRef};
+use super::super::rules::Policy;
+use super::matching::{Host, RequestMatch};
+use super::server::Protocol;
+
+/// By port of the workload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inbound {
+    /// Ports that a Server takes, and others for which not everything is as elsewhere.
+    pub ports: BTreeMap<u16, Arc<PortPolicy>>,
+    /// All the rest: the default inbound policy.
+    pub other: Arc<PortPolicy>,
+    /// Of its control plane: a part of its identities.
+    pub linkerd_namespace: Arc<str>,
+    /// In what the workload says itself.
+    pub defects: Vec<Defect>,
+}
+
+impl Inbound {
+    pub fn on_port(&self, port: u16) -> &Arc<PortPolicy> {
+        self.ports.get(&port).unwrap_or(&self.other)
+    }
+}
+
+/// What holds on a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortPolicy {
+    /// The Server, or the default policy.
+    pub by: Arc<ResourceRef>,
+    pub protocol: Protocol,
+    /// By precedence. Where there are any, a request has to be one of theirs.
+    pub routes: Vec<Arc<Route>>,
+    /// One of them has to admit the client; of a request, one of these or of its route's.
+    pub authorizations: Vec<Arc<Authorization>>,
+    /// What becomes of clients that none admits.
+    pub otherwise: Otherwise,
+    /// Why it could not be understood. Nobody is admitted then.
+    pub broken: Option<Arc<str>>,
+    /// Servers that would take the port as well, and do not.
+    pub shadowed: Vec<Arc<ResourceRef>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Otherwise {
+    Deny,
+    /// They are let through, and told of.
+    Audit,
+}
+
+/// One rule of a route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    pub by: Arc<ResourceRef>,
+    pub rule: u32,
+    /// Any, where there are none.
+    pub hostnames: Vec<Host>,
+    /// One of them has to hold.
+    pub matches: Vec<RequestMatch>,
+    pub created: Option<OffsetDateTime>,
+    pub authorizations: Vec<Arc<Authorization>>,
+    /// Why it could not be understood; then `matches` holds more often than what is written.
+    pub broken: Option<Arc<str>>,
+}
+
+/// Who is admitted.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Authorization {
+    pub policy: Policy,
+    pub(super) matcher: Matcher,
+}
+
+impl Authorization {
+    pub(super) fn new(policy: Policy) -> Arc<Self> {
+        Arc::new(Self { matcher: Matcher::new(&policy), policy })
+    }
+}
