@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use crate::model::{MtlsMode, SpiffeId};
 
+use super::linkerd::{Inbound, PortPolicy};
 use super::mtls::{EffectiveMtls, MtlsOrigin};
 use super::peer::Peer;
 use super::request::Request;
 use super::resource::{Kind, ResourceRef};
 use super::rule_list::RuleList;
-use super::settings::Stance;
+use super::settings::{InboundDefault, Stance};
 use super::verdict::{By, Connection, Verdict, Why};
 
 /// What is known of a connection when it is judged, at the destination.
@@ -48,6 +49,8 @@ pub struct Compiled {
     pub(super) deny: Arc<RuleList>,
     pub(super) allow: Arc<RuleList>,
     pub(super) audit: Arc<RuleList>,
+    /// None where there is no Linkerd dialect at all.
+    pub(super) linkerd: Option<Arc<Inbound>>,
     pub(super) stance: Stance,
     pub(super) linkerd_namespace: Arc<str>,
     /// Nothing is enforced and everything is to be seen.
@@ -55,6 +58,9 @@ pub struct Compiled {
     /// With the dry-run policies in force as well; none where none applies.
     pub(super) would: Option<Box<Compiled>>,
 }
+
+/// The default inbound policy that lets everybody in.
+const OPEN: &str = InboundDefault::AllUnauthenticated.as_str();
 
 impl Compiled {
     /// About one request; or, without one, about a connection on which something is sent that is not HTTP:
@@ -64,7 +70,7 @@ impl Compiled {
     /// has to match.
     pub fn evaluate(&self, conn: &Conn, request: Option<&Request<'_>>) -> Verdict {
         let peer = self.peer(conn, request);
-        match self.decide(&peer) {
+        match self.decide(&peer, PortPolicy::judge) {
             Decision::Allow(by) => Verdict::Allow { by },
             Decision::Deny(by, why) => Verdict::Deny { by, why },
             Decision::Depends(by) => Verdict::Deny { by, why: Why::NotHttp },
@@ -73,7 +79,7 @@ impl Compiled {
 
     /// About a connection of which nothing was read yet.
     pub fn on_connection(&self, conn: &Conn) -> Connection {
-        match self.decide(&self.peer(conn, None)) {
+        match self.whatever(&self.peer(conn, None)) {
             Decision::Allow(by) => Connection::Allow(Verdict::Allow { by }),
             Decision::Deny(by, why) => Connection::Deny(Verdict::Deny { by, why }),
             Decision::Depends(_) => Connection::PerRequest,
@@ -87,12 +93,14 @@ impl Compiled {
 
     /// The AUDIT policies that match, each with the first rule that does.
     pub fn audited(&self, conn: &Conn, request: Option<&Request<'_>>) -> Vec<By> {
-        self.audit.all(&self.peer(conn, request))
+        let linkerd = self.linkerd.as_ref().and_then(|linkerd| linkerd.audited(conn, request));
+        self.audit.all(&self.peer(conn, request)).into_iter().chain(linkerd).collect()
     }
 
     /// Whether some policy looks at requests to this port, be it one that decides nothing.
     pub fn needs_http(&self, port: u16) -> bool {
         [&self.deny, &self.allow, &self.audit].iter().any(|rules| rules.looks_at_requests(port))
+            || self.linkerd.as_ref().is_some_and(|linkerd| linkerd.on_port(port).looks_at_requests())
             || self.would.as_ref().is_some_and(|would| would.needs_http(port))
     }
 
@@ -128,6 +136,7 @@ impl Compiled {
             deny: Arc::default(),
             allow: Arc::default(),
             audit: Arc::default(),
+            linkerd: None,
             stance: Stance::Allow,
             linkerd_namespace: "linkerd".into(),
             observed: false,
@@ -139,7 +148,13 @@ impl Compiled {
         Peer::new(conn, request, &self.linkerd_namespace)
     }
 
-    pub(super) fn decide(&self, peer: &Peer<'_>) -> Decision {
+    /// What holds whatever the request is.
+    pub(super) fn whatever(&self, peer: &Peer<'_>) -> Decision {
+        self.decide(peer, PortPolicy::whatever)
+    }
+
+    /// Both systems have to admit.
+    fn decide(&self, peer: &Peer<'_>, by_linkerd: fn(&PortPolicy, &Peer<'_>) -> Decision) -> Decision {
         if let Some(block) = self.blocks.first() {
             return Decision::Deny(block.by.clone(), block.why.clone());
         }
@@ -148,7 +163,22 @@ impl Compiled {
         {
             return strict;
         }
-        self.rules(peer).and(|| self.stance(peer))
+        let decision = self.rules(peer).and(|| match self.on_port(peer.port) {
+            Some(policy) => by_linkerd(policy, peer),
+            None => Decision::Allow(Vec::new()),
+        });
+        match decision {
+            Decision::Allow(by) => self.stance(peer, by),
+            other => other,
+        }
+    }
+
+    fn on_port(&self, port: Option<u16>) -> Option<&PortPolicy> {
+        let linkerd = self.linkerd.as_ref()?;
+        Some(match port {
+            Some(port) => linkerd.on_port(port),
+            None => &linkerd.other,
+        })
     }
 
     fn strict(&self, port: Option<u16>) -> Option<Decision> {
@@ -184,16 +214,18 @@ impl Compiled {
         })
     }
 
-    /// Only where nothing had to allow it by name.
-    fn stance(&self, peer: &Peer<'_>) -> Decision {
-        let named = !self.allow.is_empty();
+    /// Only where no policy has allowed it by name.
+    fn stance(&self, peer: &Peer<'_>, mut by: Vec<By>) -> Decision {
+        // What holds where nobody says anything is no name.
+        by.retain(|by| !(by.resource.kind == Kind::LinkerdDefault && *by.resource.name == *OPEN));
+        let named = by.iter().any(|by| by.resource.kind != Kind::LinkerdDefault);
         let open = match self.stance {
             Stance::Allow => true,
             Stance::Mtls => peer.identity.is_some(),
             Stance::Deny => false,
         };
         match named || open {
-            true => Decision::Allow(Vec::new()),
+            true => Decision::Allow(by),
             false => Decision::Deny(Some(By::whole(stance_resource())), Why::DefaultDeny),
         }
     }

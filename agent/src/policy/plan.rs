@@ -34,8 +34,9 @@ impl Compiled {
             return InboundAction::Drop;
         }
         let peer = Peer::plaintext(port);
-        let allowed = matches!(self.decide(&peer), Decision::Allow(_));
-        let audited = self.audit.find(&peer) != Found::default();
+        let allowed = matches!(self.whatever(&peer), Decision::Allow(_));
+        let audited = self.audit.find(&peer) != Found::default()
+            || self.linkerd.iter().any(|linkerd| linkerd.audits(port));
         // What a dry-run policy would deny has to be seen to be told.
         let told = self.would.as_ref().is_none_or(|w| w.plaintext_action(port) == InboundAction::Pass);
         if allowed && !audited && told { InboundAction::Pass } else { InboundAction::Steer }
@@ -44,7 +45,9 @@ impl Compiled {
     fn named_ports(&self) -> BTreeSet<u16> {
         // Those in force and the others.
         let all = self.would.as_deref().unwrap_or(self);
-        let ports = [&all.deny, &all.allow, &all.audit].map(|rules| rules.named_ports());
-        ports.into_iter().flatten().chain(self.mtls.ports.keys().copied()).filter(|port| *port != 0).collect()
+        let rules = [&all.deny, &all.allow, &all.audit].map(|rules| rules.named_ports());
+        let servers = self.linkerd.iter().flat_map(|linkerd| linkerd.ports.keys().copied());
+        let ports = rules.into_iter().flatten().chain(servers).chain(self.mtls.ports.keys().copied());
+        ports.filter(|port| *port != 0).collect()
     }
 }

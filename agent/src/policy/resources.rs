@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use super::istio::Istio;
+use super::linkerd::Linkerd;
 use super::{Defect, Object, Settings};
 
 /// Immutable: a change of any of them makes a new one.
 #[derive(Debug)]
 pub struct Resources {
     pub istio: Istio,
+    pub linkerd: Linkerd,
     pub settings: Settings,
 }
 
@@ -16,11 +18,12 @@ impl Resources {
     /// Takes what is policy, and leaves the rest.
     pub fn new(objects: &[Arc<Object>], settings: Settings) -> Self {
         let istio = Istio::new(objects.iter().map(|object| &**object), &settings);
-        Self { istio, settings }
+        let linkerd = Linkerd::new(objects, &settings);
+        Self { istio, linkerd, settings }
     }
 
     /// What could not be taken as it stands.
     pub fn defects(&self) -> impl Iterator<Item = &Defect> {
-        self.istio.defects().iter()
+        self.istio.defects().iter().chain(self.linkerd.defects())
     }
 }

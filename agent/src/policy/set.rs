@@ -99,6 +99,7 @@ impl PolicySet {
         Compiled {
             mtls_by: [by.mode, by.ports],
             stance: settings.namespace_stances.get(subject.namespace).copied().unwrap_or(settings.stance),
+            linkerd: Some(Arc::new(resources.linkerd.inbound(subject))),
             linkerd_namespace: settings.linkerd_namespace.clone(),
             ..Compiled::new(mtls)
         }

@@ -156,7 +156,7 @@ pub enum InboundDefault {
 }
 
 impl InboundDefault {
-    pub fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::AllUnauthenticated => "all-unauthenticated",
             Self::AllAuthenticated => "all-authenticated",

@@ -2,60 +2,54 @@
 
 use std::sync::Arc;
 
-use super::super::compiled::Conn;
+use super::super::compiled::{Conn, Decision};
 use super::super::peer::Peer;
 use super::super::request::Request;
-use super::super::resource::ResourceRef;
-use super::super::tri::Tri;
-use super::inbound::{Authorization, Inbound, Otherwise, PortPolicy, Route};
-use super::matching::{Closeness, closeness};
+use super::super::rules::Group;
+use super::super::verdict::{By, Connection, Verdict, Why};
+use super::inbound::{Inbound, Otherwise, PortPolicy, Route};
+use super::matching::{Closeness, RequestMatch, closeness};
 use super::server::Protocol;
 
-/// What Linkerd's resources say of a connection or request.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
-    Allow {
-        by: Arc<ResourceRef>,
-        /// No authorization admits it; it is let through to be told of.
-        audited: bool,
-    },
-    Deny {
-        by: Arc<ResourceRef>,
-        /// Of a route.
-        rule: Option<u32>,
-        why: Refusal,
-    },
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// No authorization admits the client.
-    Unauthorized,
-    /// There are routes, and the request is none of theirs.
-    NoRoute,
-    /// There are routes, and what is sent is not HTTP.
-    NotHttp,
-    Defective(Arc<str>),
-}
-
 impl Inbound {
-    /// Of a request, or of a stream that is not HTTP where there is none.
-    pub fn judge(&self, conn: &Conn, request: Option<&Request<'_>>) -> Answer {
+    /// About a request, or about a stream that is not HTTP where there is none.
+    pub fn evaluate(&self, conn: &Conn, request: Option<&Request<'_>>) -> Verdict {
         let peer = Peer::new(conn, request, &self.linkerd_namespace);
-        self.on_port(conn.destination_port).judge(&peer)
+        match self.on_port(conn.destination_port).judge(&peer) {
+            Decision::Allow(by) => Verdict::Allow { by },
+            Decision::Deny(by, why) => Verdict::Deny { by, why },
+            Decision::Depends(by) => Verdict::Deny { by, why: Why::NotHttp },
+        }
     }
 
-    /// The answer, where it is the same whatever is sent.
-    pub fn whatever(&self, conn: &Conn) -> Option<Answer> {
-        self.on_port(conn.destination_port).whatever(&Peer::new(conn, None, &self.linkerd_namespace))
+    /// About a connection of which nothing was read yet.
+    pub fn on_connection(&self, conn: &Conn) -> Connection {
+        let peer = Peer::new(conn, None, &self.linkerd_namespace);
+        match self.on_port(conn.destination_port).whatever(&peer) {
+            Decision::Allow(by) => Connection::Allow(Verdict::Allow { by }),
+            Decision::Deny(by, why) => Connection::Deny(Verdict::Deny { by, why }),
+            Decision::Depends(_) => Connection::PerRequest,
+        }
+    }
+
+    /// What lets it through only to tell of it: nothing authorizes it.
+    pub fn audited(&self, conn: &Conn, request: Option<&Request<'_>>) -> Option<By> {
+        let peer = Peer::new(conn, request, &self.linkerd_namespace);
+        self.on_port(conn.destination_port).audited(&peer)
     }
 }
 
 impl PortPolicy {
-    /// Of a request, or of a stream that is not HTTP where there is none.
-    pub(in super::super) fn judge(&self, peer: &Peer<'_>) -> Answer {
+    /// Whether its answers may depend on requests.
+    pub(in super::super) fn looks_at_requests(&self) -> bool {
+        let probes = self.authorizations.iter().any(|one| one.policy.groups.iter().any(is_of_request));
+        self.broken.is_none() && (!self.routes.is_empty() || probes)
+    }
+
+    /// About a request, or about a stream that is not HTTP where there is none. Never depends.
+    pub(in super::super) fn judge(&self, peer: &Peer<'_>) -> Decision {
         if let Some(why) = &self.broken {
-            return self.deny(Refusal::Defective(why.clone()));
+            return self.deny(Why::Defective(why.clone()));
         }
         if self.routes.is_empty() {
             return self.by_server(peer);
@@ -63,78 +57,106 @@ impl PortPolicy {
         match peer.request {
             // A Server that says nothing of its protocol takes other streams too.
             None if self.protocol == Protocol::Unknown => self.by_server(peer),
-            None => self.deny(Refusal::NotHttp),
+            None => self.deny(Why::NotHttp),
             Some(request) => self.by_route(peer, request),
         }
     }
 
-    /// The answer, where it is the same whatever is sent.
-    pub(in super::super) fn whatever(&self, peer: &Peer<'_>) -> Option<Answer> {
+    /// About a connection of which nothing was read yet.
+    pub(in super::super) fn whatever(&self, peer: &Peer<'_>) -> Decision {
         if let Some(why) = &self.broken {
-            return Some(self.deny(Refusal::Defective(why.clone())));
+            return self.deny(Why::Defective(why.clone()));
         }
-        let judged = self.judged(peer);
-        let server = judged == Tri::Yes || self.otherwise == Otherwise::Audit;
+        let found = self.authorizations.find(peer);
+        let server = found.yes.is_some() || self.otherwise == Otherwise::Audit;
+        let depends = || Decision::Depends(Some(By::whole(self.by.clone())));
         if self.routes.is_empty() {
-            return (server || judged == Tri::No).then(|| self.by_server(peer));
+            return if server || found.depends.is_none() { self.by_server(peer) } else { depends() };
         }
-        if !server && !self.routes.iter().any(|route| admits(&route.authorizations, peer).is_some()) {
-            return Some(self.deny(Refusal::Unauthorized));
+        if !server && !self.routes.iter().any(|route| route.authorizations.admit(peer).is_some()) {
+            return self.deny(Why::Unauthorized);
         }
-        let everything = |route: &Arc<Route>| {
-            route.hostnames.is_empty() && route.matches.iter().any(super::RequestMatch::is_any)
-        };
+        let everything =
+            |route: &Arc<Route>| route.hostnames.is_empty() && route.matches.iter().any(RequestMatch::is_any);
         let sound = self.routes.iter().all(|route| route.broken.is_none());
         let streams = self.protocol == Protocol::Unknown;
-        (server && sound && streams && self.routes.iter().any(everything)).then(|| self.by_server(peer))
-    }
-
-    fn judged(&self, peer: &Peer<'_>) -> Tri {
-        Tri::any(self.authorizations.iter().map(|one| one.matcher.judge(peer)))
-    }
-
-    fn by_server(&self, peer: &Peer<'_>) -> Answer {
-        match admits(&self.authorizations, peer) {
-            Some(by) => Answer::Allow { by: by.clone(), audited: false },
-            None => self.unauthorized(&self.by, None),
+        match server && sound && streams && self.routes.iter().any(everything) {
+            true => self.by_server(peer),
+            false => depends(),
         }
     }
 
-    fn by_route(&self, peer: &Peer<'_>, request: &Request<'_>) -> Answer {
+    /// The Server or default policy that lets it through only to tell of it.
+    pub(in super::super) fn audited(&self, peer: &Peer<'_>) -> Option<By> {
+        if self.otherwise == Otherwise::Deny {
+            return None;
+        }
+        // Nobody else allows in its own name.
+        match self.judge(peer) {
+            Decision::Allow(by) => by.into_iter().find(|by| by.resource == self.by),
+            _ => None,
+        }
+    }
+
+    fn by_server(&self, peer: &Peer<'_>) -> Decision {
+        match self.authorizations.admit(peer) {
+            Some(by) => Decision::Allow(vec![By::whole(by)]),
+            None => self.unauthorized(By::whole(self.by.clone())),
+        }
+    }
+
+    fn by_route(&self, peer: &Peer<'_>, request: &Request<'_>) -> Decision {
+        match self.route(request) {
+            Err(broken) => Decision::Deny(Some(broken.name()), Why::Defective(broken.reason())),
+            Ok(None) => self.deny(Why::NoRoute),
+            Ok(Some(route)) => {
+                match route.authorizations.admit(peer).or_else(|| self.authorizations.admit(peer)) {
+                    Some(by) => Decision::Allow(vec![By::whole(by)]),
+                    None => self.unauthorized(route.name()),
+                }
+            }
+        }
+    }
+
+    /// Which one the request is of. An error: one that could not be understood, and which requests that one
+    /// means to take from others nobody knows.
+    pub(super) fn route(&self, request: &Request<'_>) -> Result<Option<&Route>, &Route> {
         let mut closest: Option<(Closeness, &Route)> = None;
         for route in &self.routes {
             let Some(close) = closeness(&route.hostnames, &route.matches, request) else { continue };
-            // Which requests it means to take from other routes nobody knows.
-            if let Some(why) = &route.broken {
-                let (by, rule) = (route.by.clone(), Some(route.rule));
-                return Answer::Deny { by, rule, why: Refusal::Defective(why.clone()) };
+            if route.broken.is_some() {
+                return Err(route);
             }
             // Of several as close the first, which is the oldest.
             if closest.is_none_or(|(best, _)| close > best) {
                 closest = Some((close, route));
             }
         }
-        let Some((_, route)) = closest else { return self.deny(Refusal::NoRoute) };
-        match admits(&route.authorizations, peer).or_else(|| admits(&self.authorizations, peer)) {
-            Some(by) => Answer::Allow { by: by.clone(), audited: false },
-            None => self.unauthorized(&route.by, Some(route.rule)),
-        }
+        Ok(closest.map(|(_, route)| route))
     }
 
-    fn unauthorized(&self, by: &Arc<ResourceRef>, rule: Option<u32>) -> Answer {
+    fn unauthorized(&self, by: By) -> Decision {
         match self.otherwise {
-            Otherwise::Audit => Answer::Allow { by: self.by.clone(), audited: true },
-            Otherwise::Deny => Answer::Deny { by: by.clone(), rule, why: Refusal::Unauthorized },
+            Otherwise::Audit => Decision::Allow(vec![By::whole(self.by.clone())]),
+            Otherwise::Deny => Decision::Deny(Some(by), Why::Unauthorized),
         }
     }
 
-    fn deny(&self, why: Refusal) -> Answer {
-        Answer::Deny { by: self.by.clone(), rule: None, why }
+    fn deny(&self, why: Why) -> Decision {
+        Decision::Deny(Some(By::whole(self.by.clone())), why)
     }
 }
 
-/// Which of them does.
-fn admits<'a>(authorizations: &'a [Arc<Authorization>], peer: &Peer<'_>) -> Option<&'a Arc<ResourceRef>> {
-    let one = authorizations.iter().find(|one| one.matcher.judge(peer) == Tri::Yes)?;
-    Some(&one.matcher.resource)
+impl Route {
+    fn name(&self) -> By {
+        By { resource: self.by.clone(), rule: Some(self.rule) }
+    }
+
+    fn reason(&self) -> Arc<str> {
+        self.broken.clone().unwrap_or_default()
+    }
+}
+
+fn is_of_request(group: &Group) -> bool {
+    group.rules.iter().flat_map(|rule| &rule.matches).any(|one| one.is_of_request())
 }

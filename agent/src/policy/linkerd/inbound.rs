@@ -6,7 +6,9 @@ use std::sync::Arc;
 use time::OffsetDateTime;
 
 use super::super::matcher::Matcher;
+use super::super::peer::Peer;
 use super::super::resource::{Defect, ResourceRef};
+use super::super::rule_list::{Found, RuleList};
 use super::super::rules::Policy;
 use super::matching::{Host, RequestMatch};
 use super::server::Protocol;
@@ -28,6 +30,12 @@ impl Inbound {
     pub fn on_port(&self, port: u16) -> &Arc<PortPolicy> {
         self.ports.get(&port).unwrap_or(&self.other)
     }
+
+    /// Whether something on the port (none: any that is not named) is let through only to tell of it.
+    pub fn audits(&self, port: Option<u16>) -> bool {
+        let policy = port.map_or(&self.other, |port| self.on_port(port));
+        policy.otherwise == Otherwise::Audit
+    }
 }
 
 /// What holds on a port.
@@ -39,7 +47,7 @@ pub struct PortPolicy {
     /// By precedence. Where there are any, a request has to be one of theirs.
     pub routes: Vec<Arc<Route>>,
     /// One of them has to admit the client; of a request, one of these or of its route's.
-    pub authorizations: Vec<Arc<Authorization>>,
+    pub authorizations: Authorizations,
     /// What becomes of clients that none admits.
     pub otherwise: Otherwise,
     /// Why it could not be understood. Nobody is admitted then.
@@ -65,7 +73,7 @@ pub struct Route {
     /// One of them has to hold.
     pub matches: Vec<RequestMatch>,
     pub created: Option<OffsetDateTime>,
-    pub authorizations: Vec<Arc<Authorization>>,
+    pub authorizations: Authorizations,
     /// Why it could not be understood; then `matches` holds more often than what is written.
     pub broken: Option<Arc<str>>,
 }
@@ -74,11 +82,42 @@ pub struct Route {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Authorization {
     pub policy: Policy,
-    pub(super) matcher: Matcher,
+    pub(super) matcher: Arc<Matcher>,
 }
 
 impl Authorization {
     pub(super) fn new(policy: Policy) -> Arc<Self> {
-        Arc::new(Self { matcher: Matcher::new(&policy), policy })
+        Arc::new(Self { matcher: Arc::new(Matcher::new(&policy)), policy })
+    }
+}
+
+/// Alternatives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Authorizations {
+    all: Vec<Arc<Authorization>>,
+    list: Arc<RuleList>,
+}
+
+impl Authorizations {
+    pub(super) fn new(all: Vec<Arc<Authorization>>) -> Self {
+        let list = Arc::new(RuleList::new(all.iter().map(|one| one.matcher.clone()).collect()));
+        Self { all, list }
+    }
+
+    pub(super) fn with(&self, one: Arc<Authorization>) -> Self {
+        Self::new(self.all.iter().cloned().chain([one]).collect())
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Authorization>> {
+        self.all.iter()
+    }
+
+    pub(super) fn find(&self, peer: &Peer<'_>) -> Found {
+        self.list.find(peer)
+    }
+
+    /// Which of them admits the client, and the request where it is known.
+    pub(super) fn admit(&self, peer: &Peer<'_>) -> Option<Arc<ResourceRef>> {
+        Some(self.list.by(self.list.find(peer).yes?)?.resource)
     }
 }

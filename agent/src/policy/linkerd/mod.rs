@@ -21,9 +21,8 @@ use super::resource::{Defect, DefectKind, Kind, ResourceRef};
 use super::set::Subject;
 use super::settings::{InboundDefault, Settings};
 
-pub use compiled::{Answer, Refusal};
 pub use defaults::ANNOTATIONS;
-pub use inbound::{Authorization, Inbound, Otherwise, PortPolicy, Route};
+pub use inbound::{Authorization, Authorizations, Inbound, Otherwise, PortPolicy, Route};
 pub use matching::{Host, Path, Pattern, RequestMatch, Text};
 pub use server::Protocol;
 
@@ -141,7 +140,7 @@ impl Linkerd {
             by: Arc::new(by),
             protocol: Protocol::Unknown,
             routes: Vec::new(),
-            authorizations: admits.map(Authorization::new).into_iter().collect(),
+            authorizations: Authorizations::new(admits.map(Authorization::new).into_iter().collect()),
             otherwise: Otherwise::of(access),
             broken: defaults.broken.clone(),
             shadowed: Vec::new(),
@@ -157,7 +156,7 @@ impl Linkerd {
         let resource = ResourceRef { kind: Kind::LinkerdDefault, namespace: "".into(), name: "probe".into() };
         let mut policy = (*policy).clone();
         let probes = clients::probes(&resource, paths.to_vec(), &self.settings);
-        policy.authorizations.push(Authorization::new(probes));
+        policy.authorizations = policy.authorizations.with(Authorization::new(probes));
         Arc::new(policy)
     }
 }
@@ -302,7 +301,7 @@ impl<'a> Builder<'a> {
             by,
             protocol: server.protocol,
             routes,
-            authorizations,
+            authorizations: Authorizations::new(authorizations),
             otherwise: Otherwise::of(server.access),
             broken: server.broken.clone(),
             shadowed: Vec::new(),
@@ -328,6 +327,7 @@ impl<'a> Builder<'a> {
                     .and_then(|of| of.by_route.get(&key))
                     .cloned()
                     .unwrap_or_default();
+                let authorizations = Authorizations::new(authorizations);
                 let by = Arc::new(spec.resource);
                 for (rule, matches) in spec.rules.into_iter().enumerate() {
                     let route = Arc::new(Route {

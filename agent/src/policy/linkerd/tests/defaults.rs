@@ -46,15 +46,15 @@ fn the_pod_wins_over_its_namespace_and_that_over_the_mesh() {
 #[test]
 fn a_default_policy_that_there_is_not_admits_nobody() {
     let pod = Mesh::of("").annotation(POLICY, "all_authenticated");
-    assert_eq!(pod.tcp("a.b", 80), "deny defective deny");
+    assert_eq!(pod.tcp("a.b", 80), "deny defective_policy deny");
     assert_eq!(pod.defects().len(), 1);
     // Not even what would hold without it.
     let namespace = format!(
         "{{apiVersion: v1, kind: Namespace, metadata: {{name: shop, annotations: {{{POLICY}: allow}}}}}}"
     );
     let pod = Mesh::of(&namespace).probe(80, "/live");
-    assert_eq!(pod.tcp("a.b", 80), "deny defective deny");
-    assert_eq!(pod.http("plaintext", 80, "GET /live"), "deny defective deny");
+    assert_eq!(pod.tcp("a.b", 80), "deny defective_policy deny");
+    assert_eq!(pod.http("plaintext", 80, "GET /live"), "deny defective_policy deny");
     assert_eq!(pod.defects()[0], format!("annotation metadata.annotations[{POLICY}]"));
 }
 

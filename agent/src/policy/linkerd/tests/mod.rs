@@ -3,6 +3,7 @@
 mod authorizations;
 mod defaults;
 mod defects;
+mod oracle;
 mod routes;
 mod servers;
 
@@ -17,7 +18,8 @@ use super::super::object::Object;
 use super::super::request::Request;
 use super::super::set::Subject;
 use super::super::settings::Settings;
-use super::{Answer, Linkerd, Refusal};
+use super::super::verdict::{Connection, Verdict};
+use super::Linkerd;
 
 pub(super) fn objects(yaml: &str) -> Vec<Arc<Object>> {
     let documents: Vec<serde_json::Value> = serde_saphyr::from_multiple(yaml).expect("YAML");
@@ -98,7 +100,10 @@ impl Mesh {
 
     /// The same answer whatever is sent, or `per request`.
     pub(super) fn whatever(&self, from: &str, port: u16) -> String {
-        self.inbound(|inbound| inbound.whatever(&conn(from, port)).map_or("per request".into(), text))
+        self.inbound(|inbound| match inbound.on_connection(&conn(from, port)) {
+            Connection::Allow(verdict) | Connection::Deny(verdict) => text(verdict, false),
+            Connection::PerRequest => "per request".into(),
+        })
     }
 
     pub(super) fn defects(&self) -> Vec<String> {
@@ -111,16 +116,17 @@ impl Mesh {
             .collect()
     }
 
-    fn ask(&self, from: &str, port: u16, request: Option<&Request<'_>>) -> String {
+    pub(super) fn ask(&self, from: &str, port: u16, request: Option<&Request<'_>>) -> String {
         self.inbound(|inbound| {
             let conn = conn(from, port);
-            let answer = inbound.judge(&conn, request);
+            let verdict = inbound.evaluate(&conn, request);
             // What is said of everything holds of this too.
-            if let Some(whatever) = inbound.whatever(&conn) {
-                let allows = |answer: &Answer| matches!(answer, Answer::Allow { .. });
-                assert_eq!(allows(&whatever), allows(&answer), "{whatever:?} {answer:?}");
+            match inbound.on_connection(&conn) {
+                Connection::Allow(_) => assert!(verdict.is_allow(), "{verdict}"),
+                Connection::Deny(_) => assert!(!verdict.is_allow(), "{verdict}"),
+                Connection::PerRequest => assert!(inbound.on_port(port).looks_at_requests()),
             }
-            text(answer)
+            text(verdict, inbound.audited(&conn, request).is_some())
         })
     }
 
@@ -146,19 +152,16 @@ fn conn(from: &str, port: u16) -> Conn {
     Conn::new(source, address, "10.2.0.1".parse().expect("an address"), port)
 }
 
-fn text(answer: Answer) -> String {
-    match answer {
-        Answer::Allow { by, audited: true } => format!("audit {}", by.name),
-        Answer::Allow { by, audited: false } => format!("allow {}", by.name),
-        Answer::Deny { by, rule, why } => {
-            let why = match why {
-                Refusal::Unauthorized => "unauthorized",
-                Refusal::NoRoute => "no route",
-                Refusal::NotHttp => "not http",
-                Refusal::Defective(_) => "defective",
-            };
-            let rule = rule.map(|rule| format!("#{rule}")).unwrap_or_default();
-            format!("deny {why} {}{rule}", by.name)
+fn text(verdict: Verdict, audited: bool) -> String {
+    match verdict {
+        Verdict::Allow { by } => {
+            let word = if audited { "audit" } else { "allow" };
+            format!("{word} {}", by[0].resource.name)
+        }
+        Verdict::Deny { by, why } => {
+            let by = by.expect("a resource");
+            let rule = by.rule.map(|rule| format!("#{rule}")).unwrap_or_default();
+            format!("deny {} {}{rule}", why.cause(), by.resource.name)
         }
     }
 }

@@ -56,11 +56,11 @@ fn the_example_of_the_documentation() {
     assert_eq!(ask("webapp.shop", "DELETE /authors/3"), "allow webapp-to-modify");
     assert_eq!(ask("books.shop", "DELETE /authors/3"), "deny unauthorized modify#0");
     assert_eq!(ask("webapp.shop", "POST /authors.json"), "allow webapp-to-modify");
-    assert_eq!(ask("webapp.shop", "POST /authors/3"), "deny no route s");
+    assert_eq!(ask("webapp.shop", "POST /authors/3"), "deny no_route s");
     assert_eq!(ask("other.shop", "GET /authors.json"), "deny unauthorized get#0");
     assert_eq!(ask("plaintext@8.8.8.8", "GET /ping"), "allow x-to-probe");
     // With routes no probe is admitted that they do not.
-    assert_eq!(ask("plaintext", "GET /live"), "deny no route s");
+    assert_eq!(ask("plaintext", "GET /live"), "deny no_route s");
     // A stream that is not HTTP is the Server's, and nobody is admitted there.
     assert_eq!(pod.tcp("webapp.shop", 8080), DENIED);
     assert_eq!(pod.whatever("webapp.shop", 8080), "per request");
@@ -81,7 +81,7 @@ fn authorizations_of_the_server_and_of_the_route_are_alternatives() {
     assert_eq!(pod.http("two.shop", 8080, "GET /a"), "deny unauthorized r#0");
     assert_eq!(pod.whatever("two.shop", 8080), DENIED);
     // A request of no route is nobody's, whoever is admitted to the Server.
-    assert_eq!(pod.http("all.shop", 8080, "GET /b"), "deny no route s");
+    assert_eq!(pod.http("all.shop", 8080, "GET /b"), "deny no_route s");
     assert_eq!(pod.tcp("all.shop", 8080), "allow all-to-s");
     assert_eq!(pod.tcp("one.shop", 8080), DENIED);
 }
@@ -97,7 +97,7 @@ fn audit_lets_through_what_routes_refuse_and_no_request_without_route() {
     let pod = Mesh::of(&yaml);
     assert_eq!(pod.http("one.shop", 8080, "GET /a"), "allow one-to-r");
     assert_eq!(pod.http("two.shop", 8080, "GET /a"), "audit s");
-    assert_eq!(pod.http("plaintext", 8080, "GET /b"), "deny no route s");
+    assert_eq!(pod.http("plaintext", 8080, "GET /b"), "deny no_route s");
     assert_eq!(pod.tcp("plaintext", 8080), "audit s");
 }
 
@@ -113,7 +113,7 @@ fn a_route_that_takes_everything_leaves_nothing_to_ask() {
     let pod =
         Mesh::of(&format!("{}{}{}", server("unknown", "deny"), route("r", "rules: []"), admit_all("all")));
     // One without rules takes no request, and is a route all the same.
-    assert_eq!(pod.http("all.shop", 8080, "GET /"), "deny no route s");
+    assert_eq!(pod.http("all.shop", 8080, "GET /"), "deny no_route s");
     assert_eq!(pod.tcp("all.shop", 8080), "allow all-to-s");
 }
 
@@ -128,7 +128,7 @@ fn protocols_decide_what_is_looked_at() {
     for protocol in ["HTTP/1", "HTTP/2", "gRPC"] {
         let pod = Mesh::of(&format!("{}{rest}", server(protocol, "deny")));
         assert_eq!(pod.http("one.shop", 8080, "GET /a"), "allow one-to-r", "{protocol}");
-        assert_eq!(pod.tcp("all.shop", 8080), "deny not http s", "{protocol}");
+        assert_eq!(pod.tcp("all.shop", 8080), "deny not_http s", "{protocol}");
         assert_eq!(pod.whatever("all.shop", 8080), "per request", "{protocol}");
     }
     for protocol in ["opaque", "TLS"] {
@@ -157,7 +157,7 @@ fn routes_of_the_gateway_api_count_when_a_server_is_their_parent() {
     assert_eq!(pod.defects(), ["r spec.parentRefs[0]"]);
     let ungrouped = own.replace("{group: policy.linkerd.io, kind: Server", "{kind: Server");
     let pod = Mesh::of(&format!("{}{ungrouped}{}", server("unknown", "deny"), admit_all("all")));
-    assert_eq!(pod.http("all.shop", 8080, "GET /b"), "deny no route s");
+    assert_eq!(pod.http("all.shop", 8080, "GET /b"), "deny no_route s");
     // Gateways' own routes are theirs, whatever they say.
     let gateways = upstream
         .replace("{group: policy.linkerd.io, kind: Server, name: s}", "{name: gateway}")
@@ -205,7 +205,7 @@ fn grpc_routes_are_services_and_methods() {
         "POST /shop.Vote/List",
         "POST /shop.Birds/List",
     ] {
-        assert_eq!(ask("one.shop", other), "deny no route s", "{other}");
+        assert_eq!(ask("one.shop", other), "deny no_route s", "{other}");
     }
 }
 
@@ -326,7 +326,7 @@ fn every_form_of_match() {
             );
         }
         for path in misses.split_whitespace() {
-            assert_eq!(pod.http("c.d", 8080, &format!("GET {path}")), "deny no route s", "{matches} {path}");
+            assert_eq!(pod.http("c.d", 8080, &format!("GET {path}")), "deny no_route s", "{matches} {path}");
         }
     }
     for (rest, fits, misses) in [
@@ -367,7 +367,7 @@ fn every_form_of_match() {
             assert_eq!(ask(what), "deny unauthorized r#0", "{rest} {what}");
         }
         for what in misses.split_whitespace() {
-            assert_eq!(ask(what), "deny no route s", "{rest} {what}");
+            assert_eq!(ask(what), "deny no_route s", "{rest} {what}");
         }
     }
 }
@@ -420,7 +420,7 @@ fn a_route_that_cannot_be_understood_admits_nobody_to_what_it_may_be_for() {
             admit("r", "one")
         );
         let pod = Mesh::of(&yaml);
-        assert_eq!(pod.http("one.shop", 8080, "GET /y"), "deny defective r#0", "{rest}");
+        assert_eq!(pod.http("one.shop", 8080, "GET /y"), "deny defective_policy r#0", "{rest}");
         assert_eq!(pod.defects(), [format!("r spec.{field}")], "{rest}");
     }
     // What it is not for stays as it is.
@@ -433,7 +433,7 @@ fn a_route_that_cannot_be_understood_admits_nobody_to_what_it_may_be_for() {
         admit("z", "one")
     );
     let pod = Mesh::of(&yaml);
-    assert_eq!(pod.http("one.shop", 8080, "GET /x/1"), "deny defective r#0");
+    assert_eq!(pod.http("one.shop", 8080, "GET /x/1"), "deny defective_policy r#0");
     assert_eq!(pod.http("one.shop", 8080, "GET /y"), "allow one-to-z");
 }
 
@@ -463,12 +463,12 @@ fn parents_that_cannot_be_right() {
     assert_eq!(pod.defects(), ["r spec.parentRefs[0]"]);
     for more in ["port: 8080", "sectionName: x"] {
         let pod = ask(&format!("[{{group: policy.linkerd.io, kind: Server, name: s, {more}}}]"));
-        assert_eq!(pod.http("all.shop", 8080, "GET /a"), "deny defective r#0", "{more}");
+        assert_eq!(pod.http("all.shop", 8080, "GET /a"), "deny defective_policy r#0", "{more}");
     }
     let pod = ask(
         "[{group: policy.linkerd.io, kind: Server, name: s, namespace: ''}, {name: gateway, group: gateway.networking.k8s.io}]",
     );
     assert_eq!(pod.http("all.shop", 8080, "GET /a"), "allow all-to-s");
-    assert_eq!(pod.http("all.shop", 8080, "GET /b"), "deny no route s");
+    assert_eq!(pod.http("all.shop", 8080, "GET /b"), "deny no_route s");
     assert!(pod.defects().is_empty());
 }

@@ -145,12 +145,12 @@ fn a_server_that_cannot_be_understood_closes_what_it_may_be_for() {
         let yaml =
             server("s", &format!("{{podSelector: {{}}, port: {port}, accessPolicy: all-unauthenticated}}"));
         let mesh = Mesh::of(&yaml);
-        assert_eq!(mesh.tcp("a.b", 8080), "deny defective s", "{port}");
+        assert_eq!(mesh.tcp("a.b", 8080), "deny defective_policy s", "{port}");
         assert_eq!(mesh.defects(), ["s spec.port"], "{port}");
         let good = server("t", "{podSelector: {}, port: 8080, accessPolicy: all-unauthenticated}");
         let mesh = Mesh::of(&format!("{yaml}{good}"));
         assert_eq!(mesh.tcp("a.b", 8080), "allow t", "{port}");
-        assert_eq!(mesh.tcp("a.b", 8081), "deny defective s", "{port}");
+        assert_eq!(mesh.tcp("a.b", 8081), "deny defective_policy s", "{port}");
     }
     for (spec, field) in [
         ("{port: 8080}", "spec.podSelector"),
@@ -175,10 +175,10 @@ fn a_server_that_cannot_be_understood_closes_what_it_may_be_for() {
     ] {
         let authorization = "---\napiVersion: policy.linkerd.io/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {namespace: shop, name: all}\nspec: {targetRef: {kind: Namespace, name: shop}, requiredAuthenticationRefs: []}\n";
         let mesh = Mesh::of(&format!("{}{authorization}", server("s", spec)));
-        assert_eq!(mesh.tcp("a.b", 8080), "deny defective s", "{spec}");
+        assert_eq!(mesh.tcp("a.b", 8080), "deny defective_policy s", "{spec}");
         assert_eq!(mesh.tcp("a.b", 8081), "allow all-unauthenticated", "{spec}");
         assert_eq!(mesh.defects(), [format!("s {field}")], "{spec}");
     }
     let mesh = Mesh::of(&server("s", "{podSelector: {}, port: 8080}").replace("v1beta3", "v2"));
-    assert_eq!(mesh.tcp("a.b", 8080), "deny defective s");
+    assert_eq!(mesh.tcp("a.b", 8080), "deny defective_policy s");
 }
