@@ -1,9 +1,10 @@
 //! Builds the controller from its configuration, in the order in which the parts need each other.
 
 mod nodes;
+mod ready;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::Context;
@@ -14,6 +15,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use self::ready::Guards;
 use crate::admin::{Admin, ControllerSources};
 use crate::ca::agents::Agents;
 use crate::ca::attest::{Attestor, Nodes};
@@ -23,7 +25,7 @@ use crate::ca::serve::{self, Metrics, ServerCertificate, Service};
 use crate::ca::{Authority, Source};
 use crate::certs::Clock;
 use crate::config::ControllerConfig;
-use crate::lifecycle::{Shutdown, Signals, TaskGroup};
+use crate::lifecycle::{Readiness, Shutdown, Signals, TaskGroup};
 use crate::tls;
 
 /// Runs the controller until it is told to stop. `file` is where the configuration was read from.
@@ -47,7 +49,21 @@ async fn serve(config: ControllerConfig, file: PathBuf) -> anyhow::Result<()> {
     tokio::spawn(Signals::take()?.stop(shutdown.clone()));
     let stop = shutdown.draining();
 
+    // First of all, so that whoever asks meanwhile hears what is still missing.
+    let admin = Admin::bind(&config.admin()).await?;
+    let (readiness, parts) = (Readiness::new(), Arc::new(OnceLock::new()));
+    let waiting = Guards::take(&readiness);
+    let mut tasks = TaskGroup::new();
+    let run = |task| async move {
+        let () = task.await;
+        Ok::<(), std::convert::Infallible>(())
+    };
+    let boxed = |task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| run(task);
+    let sources = Arc::new(sources(readiness, Arc::clone(&parts)));
+    tasks.spawn("admin", boxed(Box::pin(admin.serve_controller(sources, stop.clone()))));
+
     let (authority, followed) = authority(&config, stop).await?;
+    waiting.authority.done();
     let (list, listed) = watch::channel(config.nodes());
     let attestor: Arc<dyn Attestor> = Arc::new(Nodes::new(listed));
     let (certificate, fresh) = ServerCertificate::new(&authority, config.names.clone(), stop.clone())?;
@@ -62,34 +78,19 @@ async fn serve(config: ControllerConfig, file: PathBuf) -> anyhow::Result<()> {
     let listener = TcpListener::bind(config.listen)
         .await
         .with_context(|| format!("cannot listen on {}: set listen to a free address", config.listen))?;
-    let admin = Admin::bind(&config.admin()).await?;
     tell(&authority, &config);
 
-    let mut tasks = TaskGroup::new();
-    let run = |task| async move {
-        let () = task.await;
-        Ok::<(), std::convert::Infallible>(())
-    };
-    let boxed = |task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| run(task);
     tasks.spawn("authority's files", boxed(followed));
     tasks.spawn("own certificate", boxed(Box::pin(fresh)));
     tasks.spawn("configuration", boxed(Box::pin(nodes::follow(config.clone(), file, list, stop.clone()))));
     tasks.spawn("port", boxed(Box::pin(service.serve(listener, certificate, stop.clone()))));
-    let sources = Arc::new(ControllerSources {
-        agents: {
-            let (authority, agents, config) = (authority.clone(), agents.clone(), config.clone());
-            Box::new(move || {
-                let (authority, agents) = (authority.clone(), agents.clone());
-                let (attestor, config) = (Arc::clone(&attestor), config.clone());
-                async move { view(&authority, &agents, &*attestor, &config).await }.boxed()
-            })
-        },
-        metrics: Box::new(move || {
-            let end = authority.state().borrow().not_after.duration_since(UNIX_EPOCH).unwrap_or_default();
-            metrics.text(agents.connected(), end.as_secs()).map_err(|e| e.to_string())
-        }),
-    });
-    tasks.spawn("admin", boxed(Box::pin(admin.serve_controller(sources, stop.clone()))));
+    waiting.port.done();
+    let attestation = {
+        let (attestor, stop) = (Arc::clone(&attestor), stop.clone());
+        async move { ready::attestation(&*attestor, waiting.attestation, stop).await }
+    };
+    tasks.spawn("attestation", boxed(Box::pin(attestation)));
+    let _ = parts.set(Parts { authority, attestor, agents, metrics, config });
     tokio::select! {
         () = stop.cancelled() => {}
         ended = tasks.next() => {
@@ -121,6 +122,42 @@ async fn authority(
     let authority = Authority::open_keys(&own, &keys, Clock::system())?;
     let follow = follow_secret(cluster, secret.clone(), authority.clone(), stop);
     Ok((authority, follow.boxed()))
+}
+
+/// What answers operators, once there is all of it.
+#[derive(Clone)]
+struct Parts {
+    authority: Authority,
+    attestor: Arc<dyn Attestor>,
+    agents: Agents,
+    metrics: Metrics,
+    config: ControllerConfig,
+}
+
+fn sources(readiness: Readiness, parts: Arc<OnceLock<Parts>>) -> ControllerSources {
+    let built = {
+        let parts = Arc::clone(&parts);
+        move || parts.get().cloned().ok_or_else(|| "the controller is starting".to_owned())
+    };
+    ControllerSources {
+        agents: {
+            let built = built.clone();
+            Box::new(move || {
+                let built = built();
+                async move {
+                    let Parts { authority, attestor, agents, config, .. } = built?;
+                    view(&authority, &agents, &*attestor, &config).await
+                }
+                .boxed()
+            })
+        },
+        metrics: Box::new(move || {
+            let Parts { authority, agents, metrics, .. } = built()?;
+            let end = authority.state().borrow().not_after.duration_since(UNIX_EPOCH).unwrap_or_default();
+            metrics.text(agents.connected(), end.as_secs()).map_err(|e| e.to_string())
+        }),
+        pending: Box::new(move || ready::pending(&readiness, parts.get().map(|parts| &parts.authority))),
+    }
 }
 
 fn tell(authority: &Authority, config: &ControllerConfig) {

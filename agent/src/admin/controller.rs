@@ -11,7 +11,8 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use super::Admin;
-use super::routes::failed;
+use super::routes::{failed, readiness};
+use crate::lifecycle::Pending;
 
 /// Where the answers come from.
 pub struct ControllerSources {
@@ -19,6 +20,8 @@ pub struct ControllerSources {
     pub agents: Box<dyn Fn() -> BoxFuture<'static, Result<Value, String>> + Send + Sync>,
     /// Prometheus' text, or why there is none.
     pub metrics: Box<dyn Fn() -> Result<String, String> + Send + Sync>,
+    /// What readiness waits for; empty when ready.
+    pub pending: Box<dyn Fn() -> Vec<Pending> + Send + Sync>,
 }
 
 impl Admin {
@@ -31,13 +34,16 @@ impl Admin {
                 Err(why) => failed(&why),
             })
         };
+        let health = {
+            let sources = Arc::clone(&sources);
+            get(move || std::future::ready(readiness(&(sources.pending)())))
+        };
         let metrics = {
             let route = get(move || std::future::ready(text(&sources)));
             Router::new().route("/metrics", route)
         };
         let state = Router::new().route("/agents", agents).merge(metrics.clone());
-        // It listens only once it can answer.
-        let health = Router::new().route("/healthz/ready", get(|| std::future::ready("ready\n")));
+        let health = Router::new().route("/healthz/ready", health);
         self.serve_routers(state, health, metrics, stop).await;
     }
 }

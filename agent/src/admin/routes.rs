@@ -12,6 +12,7 @@ use serde_json::json;
 
 use super::Sources;
 use crate::discovery::ask::Asked;
+use crate::lifecycle::Pending;
 
 /// The Unix socket's.
 pub(super) fn state(sources: &Arc<Sources>) -> Router {
@@ -50,7 +51,10 @@ type Shared = State<Arc<Sources>>;
 
 /// The agent is ready, or the reasons why it is not, one a line.
 async fn ready(State(sources): Shared) -> Response {
-    let pending = sources.readiness.pending();
+    readiness(&sources.readiness.pending())
+}
+
+pub(super) fn readiness(pending: &[Pending]) -> Response {
     if pending.is_empty() {
         return "ready\n".into_response();
     }

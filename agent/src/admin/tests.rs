@@ -406,3 +406,28 @@ async fn idle_connections_do_not_block_others() {
     }
     assert_eq!(get_tcp(agent.health, "/healthz/ready").await.0, 200);
 }
+
+#[tokio::test]
+async fn a_controller_that_is_not_ready_says_what_it_waits_for() {
+    let folder = Folder::new();
+    let admin = Admin::bind(&config(&folder.0)).await.unwrap();
+    let (health, stop, readiness) =
+        (admin.health_address().unwrap(), CancellationToken::new(), Readiness::new());
+    let guard = readiness.guard("port");
+    guard.waits_for("it does not listen yet");
+    let sources = ControllerSources {
+        agents: Box::new(|| Box::pin(async { Err("the controller is starting".into()) })),
+        metrics: Box::new(|| Err("the controller is starting".into())),
+        pending: Box::new(move || readiness.pending()),
+    };
+    let served = tokio::spawn(admin.serve_controller(Arc::new(sources), stop.clone()));
+    let (status, body) = get_tcp(health, "/healthz/ready").await;
+    assert!(
+        status == 503 && body.starts_with("not ready\nport: it does not listen yet ("),
+        "{status} {body}"
+    );
+    guard.done();
+    assert_eq!(get_tcp(health, "/healthz/ready").await, (200, "ready\n".into()));
+    stop.cancel();
+    served.await.unwrap();
+}

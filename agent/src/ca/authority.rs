@@ -146,6 +146,14 @@ impl Authority {
         self.now.subscribe()
     }
 
+    /// Whether it could sign now.
+    ///
+    /// # Errors
+    /// The chain has ended, or has not begun.
+    pub fn can_sign(&self) -> Result<(), IssueError> {
+        self.validity(&self.signing(), None).map(drop)
+    }
+
     /// Signs for `identity`, for the `lifetime` that was asked (none, or zero: the configured one), at most
     /// as long as configured, and never beyond the end of whoever vouches for it.
     pub fn issue(
