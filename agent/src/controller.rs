@@ -1,5 +1,6 @@
 //! Builds the controller from its configuration, in the order in which the parts need each other.
 
+mod cluster;
 mod nodes;
 mod ready;
 
@@ -9,21 +10,17 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::Context;
 use futures::FutureExt;
-use futures::future::BoxFuture;
 use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
 use self::ready::Guards;
 use crate::admin::{Admin, ControllerSources};
+use crate::ca::Authority;
 use crate::ca::agents::Agents;
 use crate::ca::attest::{Attestor, Nodes};
-use crate::ca::kubernetes::{Cluster, follow_secret};
 use crate::ca::rotation::{ControllerView, RootView};
 use crate::ca::serve::{self, Metrics, ServerCertificate, Service};
-use crate::ca::{Authority, Source};
-use crate::certs::Clock;
 use crate::config::ControllerConfig;
 use crate::lifecycle::{Readiness, Shutdown, Signals, TaskGroup};
 use crate::tls;
@@ -62,10 +59,11 @@ async fn serve(config: ControllerConfig, file: PathBuf) -> anyhow::Result<()> {
     let sources = Arc::new(sources(readiness, Arc::clone(&parts)));
     tasks.spawn("admin", boxed(Box::pin(admin.serve_controller(sources, stop.clone()))));
 
-    let (authority, followed) = authority(&config, stop).await?;
+    let cluster = cluster::connect(&config).await?;
+    let (authority, followed) = cluster::authority(&config, cluster.as_ref(), stop).await?;
     waiting.authority.done();
     let (list, listed) = watch::channel(config.nodes());
-    let attestor: Arc<dyn Attestor> = Arc::new(Nodes::new(listed));
+    let attestor = cluster::attestor(&config, cluster.as_ref(), Nodes::new(listed));
     let (certificate, fresh) = ServerCertificate::new(&authority, config.names.clone(), stop.clone())?;
     let (agents, metrics) = (Agents::default(), Metrics::new()?);
     let service = Service::new(
@@ -81,6 +79,9 @@ async fn serve(config: ControllerConfig, file: PathBuf) -> anyhow::Result<()> {
     tell(&authority, &config);
 
     tasks.spawn("authority's files", boxed(followed));
+    if let Some(publishing) = cluster::publishing(&config, cluster, &authority, stop) {
+        tasks.spawn("publishing", boxed(publishing));
+    }
     tasks.spawn("own certificate", boxed(Box::pin(fresh)));
     tasks.spawn("configuration", boxed(Box::pin(nodes::follow(config.clone(), file, list, stop.clone()))));
     tasks.spawn("port", boxed(Box::pin(service.serve(listener, certificate, stop.clone()))));
@@ -105,23 +106,6 @@ async fn serve(config: ControllerConfig, file: PathBuf) -> anyhow::Result<()> {
     tasks.join(Duration::from_secs(10)).await;
     tracing::info!("stopped; agents go on with the certificates that they have");
     Ok(())
-}
-
-/// What is signed with, and what takes it in whenever it is replaced.
-async fn authority(
-    config: &ControllerConfig,
-    stop: &CancellationToken,
-) -> anyhow::Result<(Authority, BoxFuture<'static, ()>)> {
-    let (own, stop) = (config.authority(), stop.clone());
-    let Source::Secret(secret) = &own.source else {
-        let authority = Authority::open(&own, Clock::system())?;
-        return Ok((authority.clone(), authority.follow_files(stop).boxed()));
-    };
-    let cluster = Cluster::connect(config.kubernetes.kubeconfig.as_deref()).await?;
-    let keys = cluster.secret(secret).await.context("cannot read the authority's secret")?.keys;
-    let authority = Authority::open_keys(&own, &keys, Clock::system())?;
-    let follow = follow_secret(cluster, secret.clone(), authority.clone(), stop);
-    Ok((authority, follow.boxed()))
 }
 
 /// What answers operators, once there is all of it.

@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{ConfigError, Tls, example};
 use crate::admin::AdminConfig;
-use crate::ca::attest::{ListedNode, PublicKeyPin, listed_twice};
+use crate::ca::attest::{KubernetesConfig, ListedNode, PublicKeyPin, ServiceAccount, listed_twice};
 use crate::ca::kubernetes::SecretName;
+use crate::ca::publish::PublishConfig;
 use crate::ca::{AuthorityConfig, Source};
 use crate::discovery::yaml::{self, Complaints, Invalid, Path as Field};
 use crate::model::{SpiffeId, TrustDomain, units};
@@ -35,6 +36,8 @@ pub struct ControllerConfig {
     pub attestation: Attestation,
     /// How agents come to another root or another issuing certificate.
     pub rotation: Rotation,
+    /// Where roots are published in Kubernetes, for whoever judges certificates and is no agent.
+    pub publish: Publish,
     /// The cryptography that it offers and accepts.
     pub tls: Tls,
     /// Its own log; it goes to standard error.
@@ -81,6 +84,42 @@ pub struct KubernetesSection {
 pub struct Attestation {
     /// Machines, each known by the key of its papers. The list is taken anew whenever this file changes.
     pub nodes: Vec<NodeSection>,
+    /// Nodes of the cluster, each known by the token of the agent's pod on it, and what their pods may be:
+    /// `{audience, serviceAccounts: [{namespace, name}]}`. For it a ClusterRole has to allow to create
+    /// tokenreviews (authentication.k8s.io) and to get and list pods. Null: none.
+    pub kubernetes: Option<ClusterNodes>,
+}
+
+/// Whom to believe among the cluster's pods.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct ClusterNodes {
+    /// What agents' tokens have to be made for.
+    pub audience: String,
+    /// The service accounts that agents run as.
+    pub service_accounts: Vec<AccountSection>,
+}
+
+/// A service account.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct AccountSection {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+/// Where roots are published in Kubernetes, for whoever judges certificates and is no agent.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Publish {
+    /// The signer of a ClusterTrustBundle, such as `underpass.dev/ca`. For it a ClusterRole has to allow to get,
+    /// create and patch clustertrustbundles, and to attest for the signer (certificates.k8s.io). Null: none.
+    pub signer: Option<String>,
+    /// The name of a ConfigMap in each namespace. For it a ClusterRole has to allow to get, create and patch
+    /// configmaps and to list and watch namespaces. Null: none.
+    pub config_map: Option<String>,
 }
 
 /// One machine.
@@ -128,6 +167,7 @@ impl Default for ControllerConfig {
             kubernetes: KubernetesSection::default(),
             attestation: Attestation::default(),
             rotation: Rotation::default(),
+            publish: Publish::default(),
             tls: Tls::default(),
             log: LogConfig::default(),
             admin: ControllerAdmin::default(),
@@ -201,6 +241,23 @@ impl ControllerConfig {
         AuthorityConfig { source, lifetime, max_lifetime, backdate, ..config }
     }
 
+    /// Whom to believe in the cluster, if anybody.
+    pub fn cluster_nodes(&self) -> Option<KubernetesConfig> {
+        let ClusterNodes { audience, service_accounts } = self.attestation.kubernetes.as_ref()?;
+        let accounts = service_accounts.iter().map(|account| ServiceAccount {
+            namespace: account.namespace.clone(),
+            name: account.name.clone(),
+        });
+        Some(KubernetesConfig::new(self.trust_domain.clone(), audience, accounts))
+    }
+
+    /// Where to publish, if anywhere.
+    pub fn publish(&self) -> Option<PublishConfig> {
+        let Publish { signer, config_map } = self.publish.clone();
+        let config = PublishConfig::new(self.trust_domain.clone());
+        (signer.is_some() || config_map.is_some()).then_some(PublishConfig { signer, config_map, ..config })
+    }
+
     /// What the admin listeners need of it.
     pub fn admin(&self) -> AdminConfig {
         AdminConfig {
@@ -215,6 +272,7 @@ impl ControllerConfig {
         check.itself(self);
         check.times(self);
         check.nodes(self);
+        check.cluster(self);
         check.complaints
     }
 }
@@ -300,6 +358,44 @@ impl Check {
         }
         if let Some(name) = listed_twice(&config.nodes()) {
             self.complaints.add(nodes(), format!("two lines have the name or the key of {name}"));
+        }
+    }
+
+    fn cluster(&mut self, config: &ControllerConfig) {
+        if let Some(nodes) = &config.attestation.kubernetes {
+            if nodes.audience.is_empty() {
+                self.refuse("attestation.kubernetes.audience", "must not be empty: any token would do");
+            }
+            if nodes.service_accounts.is_empty() {
+                self.refuse(
+                    "attestation.kubernetes.serviceAccounts",
+                    "has at least the one that agents run as",
+                );
+            }
+            for (at, account) in nodes.service_accounts.iter().enumerate() {
+                let AccountSection { namespace, name } = account.clone();
+                if let Err(why) = (SecretName { namespace, name }).check() {
+                    let path = field("attestation").key("kubernetes").key("serviceAccounts").index(at);
+                    self.complaints.add(path, why.replace("secret's", "service account's"));
+                }
+            }
+        }
+        // As Kubernetes has them: a domain, and a path below it.
+        let whole = |signer: &str| {
+            signer.split_once('/').is_some_and(|(d, path)| d.contains('.') && !path.is_empty())
+        };
+        let sound = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'/');
+        if config.publish.signer.as_ref().is_some_and(|s| !whole(s) || !s.bytes().all(sound)) {
+            self.refuse("publish.signer", "is a domain and a path, such as underpass.dev/ca");
+        }
+        let sound = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'-');
+        if config
+            .publish
+            .config_map
+            .as_ref()
+            .is_some_and(|n| n.is_empty() || n.len() > 253 || !n.bytes().all(sound))
+        {
+            self.refuse("publish.configMap", "is 1 to 253 of a-z, 0-9, '-' and '.'");
         }
     }
 

@@ -1,6 +1,7 @@
 //! Who calls, and what that node may have: behind one seam, so that machines in a list and pods of
 //! Kubernetes are asked for the same things.
 
+mod both;
 mod kubernetes;
 mod nodes;
 
@@ -12,6 +13,7 @@ use futures::stream::BoxStream;
 
 use crate::model::SpiffeId;
 
+pub use both::Both;
 pub use kubernetes::{
     ApiError, Kubernetes, KubernetesApi, KubernetesConfig, Phase, Pod, ServiceAccount, TokenReview,
 };

@@ -11,7 +11,8 @@ use zeroize::Zeroizing;
 use super::fake::{Fake, Fault, told};
 use super::*;
 use crate::ca::attest::{
-    Attestor, Kubernetes, KubernetesApi, KubernetesConfig, Papers, Refusal, ServiceAccount,
+    Attestor, Both, Kubernetes, KubernetesApi, KubernetesConfig, ListedNode, Nodes, Papers, PublicKeyPin,
+    Refusal, ServiceAccount,
 };
 use crate::ca::hierarchy::{INTERMEDIATE_LIFETIME, ROOT_LIFETIME, make_intermediate, make_root};
 use crate::ca::publish::{Place, PlaceError, Places};
@@ -344,6 +345,61 @@ async fn callers_are_known_by_what_the_api_server_says() {
         };
         assert!(matches!(&said, Err(Refusal::Unavailable(why)) if why.contains(rule)), "{said:?}");
     }
+}
+
+fn good(node: &str) -> Value {
+    json!({
+        "authenticated": true, "audiences": ["underpass-ca"],
+        "user": {
+            "username": "system:serviceaccount:shop:agent",
+            "extra": {
+                "authentication.kubernetes.io/pod-name": [format!("agent-{node}")],
+                "authentication.kubernetes.io/pod-uid": ["u1"],
+            },
+        },
+    })
+}
+
+#[tokio::test]
+async fn a_machine_and_a_node_of_the_cluster_get_nothing_of_each_other() {
+    let (fake, scratch) = (Fake::start(), Scratch::new());
+    let agent = ServiceAccount { namespace: "shop".into(), name: "agent".into() };
+    let api = cluster(&fake, &scratch).await;
+    let pods = Kubernetes::new(api, KubernetesConfig::new(domain(), "underpass-ca", [agent]));
+    let id = |account: &str| format!("spiffe://mesh.test/ns/shop/sa/{account}").parse().unwrap();
+    let key = PublicKeyPin::of(b"a key");
+    let machine = ListedNode { name: "m1".into(), key, identities: [id("mine")].into() };
+    let (list, listed) = watch::channel(vec![machine.clone()]);
+    let both = Both::new(Nodes::new(listed), pods);
+    for (name, account, node) in
+        [("agent-n1", "agent", "n1"), ("cart", "cart", "n1"), ("stray", "stray", "m1")]
+    {
+        fake.put(&format!("/api/v1/namespaces/shop/pods/{name}"), pod(account, node, "u1"));
+    }
+    fake.review("good", good("n1"));
+    let by_key = Papers { key: Some(key), ..Papers::default() };
+    let by_token = Papers { token: Some("good".into()), ..Papers::default() };
+
+    let (m1, n1) = (both.who(&by_key).await.unwrap(), both.who(&by_token).await.unwrap());
+    assert_eq!((m1.as_str(), n1.as_str()), ("m1", "n1"));
+    both.runs(&m1, &id("mine")).await.unwrap();
+    both.runs(&n1, &id("cart")).await.unwrap();
+    for (node, other) in [(&m1, "cart"), (&m1, "stray"), (&n1, "mine")] {
+        assert!(matches!(both.runs(node, &id(other)).await, Err(Refusal::NotYours(_))), "{node} got {other}");
+    }
+    assert_eq!(both.expected().await.unwrap(), ["m1", "n1"]);
+    // A token that is not good is not made up for by a key.
+    let mixed = Papers { token: Some("bad".into()), ..by_key.clone() };
+    assert!(matches!(both.who(&mixed).await, Err(Refusal::Unknown(_))));
+    // One name for both: nobody can say whose the pods are.
+    list.send_replace(vec![ListedNode { name: "n1".into(), ..machine }]);
+    let refused = both.who(&by_token).await.unwrap_err();
+    assert!(
+        matches!(&refused, Refusal::Unknown(why) if why.contains("has the name of a machine")),
+        "{refused}"
+    );
+    let listed = both.who(&by_key).await.unwrap();
+    assert!(matches!(both.runs(&listed, &id("cart")).await, Err(Refusal::NotYours(_))));
 }
 
 fn bundle() -> Place {

@@ -53,6 +53,26 @@ fn the_authority_is_in_a_folder_or_in_a_secret() {
 }
 
 #[test]
+fn the_cluster_is_believed_and_told_only_where_it_is_said() {
+    let none = ControllerConfig::default();
+    assert_eq!((none.cluster_nodes(), none.publish()), (None, None));
+    let all = ControllerConfig::parse(
+        "trustDomain: mesh.test\nattestation:\n  kubernetes:\n    audience: underpass-ca\n    serviceAccounts: [{namespace: a, name: b}]\n\
+         publish: {signer: underpass.dev/ca, configMap: mesh-roots}\n",
+    )
+    .unwrap();
+    let nodes = all.cluster_nodes().unwrap();
+    assert_eq!(nodes.audiences, ["underpass-ca"]);
+    assert_eq!(
+        nodes.trusted.iter().map(|a| format!("{}/{}", a.namespace, a.name)).collect::<Vec<_>>(),
+        ["a/b"]
+    );
+    let publish = all.publish().unwrap();
+    assert_eq!(publish.signer.as_deref(), Some("underpass.dev/ca"));
+    assert_eq!(publish.config_map.as_deref(), Some("mesh-roots"));
+}
+
+#[test]
 fn what_is_wrong_is_named_with_its_place() {
     let nodes = |lines: &str| format!("attestation:\n  nodes:\n{lines}");
     let node = |name: &str, last: char| format!("  - {{name: {name}, key: \"{}{last}\"}}\n", &KEY[..70]);
@@ -89,6 +109,20 @@ fn what_is_wrong_is_named_with_its_place() {
         ("authority: {backdate: 25h}".into(), "1:23: authority.backdate: must be 0s to"),
         ("rotation: {renewWithin: 9000h}".into(), "1:25: rotation.renewWithin: must be 0s to"),
         ("rotation: {renewWithin: 500ms}".into(), "1:25: rotation.renewWithin: must be whole seconds"),
+        (
+            "attestation: {kubernetes: {audience: '', serviceAccounts: [{namespace: a, name: b}]}}".into(),
+            "1:38: attestation.kubernetes.audience: must not be empty",
+        ),
+        (
+            "attestation: {kubernetes: {audience: a, serviceAccounts: []}}".into(),
+            "1:58: attestation.kubernetes.serviceAccounts: has at least",
+        ),
+        (
+            "attestation: {kubernetes: {audience: a, serviceAccounts: [{namespace: A, name: b}]}}".into(),
+            "1:59: attestation.kubernetes.serviceAccounts[0]: \"A\" is no namespace",
+        ),
+        ("publish: {signer: underpass}".into(), "1:19: publish.signer: is a domain and a path"),
+        ("publish: {configMap: ''}".into(), "1:22: publish.configMap: is 1 to 253"),
         ("tls: {profile: weak}".into(), "1:16: tls.profile: unknown variant `weak`"),
         ("admin: {socket: ''}".into(), "1:17: admin.socket: must not be empty"),
         ("admin: {address: '[::]:15012'}".into(), "1:18: admin.address: is the address of listen"),
