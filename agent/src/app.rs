@@ -56,7 +56,7 @@ async fn serve(config: Config, log: LogControl, descriptors: usize) -> anyhow::R
     let shutdown = Shutdown::new(config.proxy.drain_deadline);
     tokio::spawn(Signals::take()?.stop(shutdown.clone()));
     let readiness = Readiness::new();
-    tracing::info!(profile = %tls::profile(), "TLS");
+    tls::tell_profile();
     let telemetry = Telemetry::new(&config.telemetry)?;
     let store = Store::new();
 

@@ -45,6 +45,7 @@ async fn serve(config: ControllerConfig, file: PathBuf) -> anyhow::Result<()> {
     let shutdown = Shutdown::new(Duration::from_secs(5));
     tokio::spawn(Signals::take()?.stop(shutdown.clone()));
     let stop = shutdown.draining();
+    tls::tell_profile();
 
     // First of all, so that whoever asks meanwhile hears what is still missing.
     let admin = Admin::bind(&config.admin()).await?;

@@ -79,6 +79,12 @@ impl Capture {
         Ok(self.segments()?.iter().filter(|s| s.on_port(port)).count())
     }
 
+    /// What servers on this port sent, by connection.
+    pub fn sent_from(&self, port: u16) -> Result<Vec<Vec<u8>>> {
+        let all = streams(&self.segments()?);
+        Ok(all.into_iter().filter(|((from, _), _)| from.port() == port).map(|(_, sent)| sent).collect())
+    }
+
     /// Whether the bytes travelled in any one direction of any connection, also across segments.
     pub fn shows(&self, marker: &[u8]) -> Result<bool> {
         let segments = self.segments()?;

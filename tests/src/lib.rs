@@ -14,6 +14,7 @@ pub mod cluster;
 pub mod controller;
 pub mod demo;
 pub mod hbone;
+pub mod hello;
 pub mod hostile;
 pub mod istiod;
 pub mod load;

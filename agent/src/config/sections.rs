@@ -302,7 +302,7 @@ impl Default for Istio {
 pub struct Tls {
     /// default: what an Istio ambient mesh speaks, preferring the key exchange that withstands quantum
     /// computers; pq-only: nobody who cannot do that exchange, X25519MLKEM768; fips: only algorithms
-    /// that FIPS 140-3 approves of, though not from its validated module. Peers whose profiles do not
+    /// that FIPS 140-3 approves of (docs/identity.md says what that is not). Peers whose profiles do not
     /// meet do not connect; all of these meet at X25519MLKEM768.
     pub profile: Profile,
 }

@@ -30,7 +30,7 @@ pub use crl::{CrlView, Crls, MAX_CRL_BYTES};
 pub use error::{TlsError, cause_of, cause_of_tls, reason_of};
 pub use explain::{Rule, explain};
 pub use live::{Held, InUse};
-pub use provider::{Profile, profile, provider, set_profile, sha256};
+pub use provider::{Profile, fips_module, profile, provider, set_profile, sha256, tell_profile};
 pub use svid::{Summary, hex, peer_identity, summary, unhex};
 pub use trust::{Trust, Trusted};
 pub use verify::{Accept, rests_on, verify_chain};

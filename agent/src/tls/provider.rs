@@ -21,8 +21,8 @@ pub enum Profile {
     /// What an Istio ambient mesh speaks, the key exchange that withstands quantum computers first.
     #[default]
     Default,
-    /// Only algorithms that FIPS 140-3 approves of. That is a policy, not a validation: the cryptography of
-    /// this build is AWS-LC, not its validated module.
+    /// Only algorithms that FIPS 140-3 approves of. That is a policy, not a validation: whether the module is
+    /// the one that is validated, [`fips_module`] says.
     Fips,
     /// Nobody who cannot exchange keys in a way that withstands quantum computers.
     PqOnly,
@@ -80,6 +80,23 @@ pub fn profile() -> Profile {
 pub fn set_profile(profile: Profile) -> Result<(), TlsError> {
     let in_force = IN_FORCE.get_or_init(|| InForce::new(profile)).profile;
     if in_force == profile { Ok(()) } else { Err(TlsError::Profile { asked: profile, in_force }) }
+}
+
+/// Whether the process computes in AWS-LC's FIPS module: built with the feature `fips`.
+pub fn fips_module() -> bool {
+    aws_lc_rs::try_fips_mode().is_ok()
+}
+
+/// Tells the log what is in force, and what the profile does not promise.
+pub fn tell_profile() {
+    let (profile, fips_module) = (profile(), fips_module());
+    tracing::info!(%profile, fips_module, "TLS");
+    if profile == Profile::Fips && !fips_module {
+        tracing::warn!(
+            "the TLS profile fips limits the algorithms; the module that computes them is AWS-LC, not its FIPS \
+             module: where that is asked for, build with --features fips"
+        );
+    }
 }
 
 static IN_FORCE: OnceLock<InForce> = OnceLock::new();

@@ -12,7 +12,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use super::tls;
+use super::tls::{self, Groups};
 use crate::netns::Netns;
 use crate::pki::Papers;
 
@@ -30,6 +30,8 @@ pub struct Attempt<'a> {
     pub authority: String,
     pub headers: Vec<(&'a str, &'a str)>,
     pub alpn: Vec<&'a str>,
+    /// The key exchanges that it can do; none means all.
+    pub groups: Groups,
     pub patience: Duration,
 }
 
@@ -66,6 +68,7 @@ impl<'a> Attempt<'a> {
             authority: target.to_string(),
             headers: vec![],
             alpn: vec!["h2"],
+            groups: &[],
             patience: Duration::from_secs(5),
         }
     }
@@ -82,7 +85,7 @@ impl<'a> Attempt<'a> {
     }
 
     async fn go(&self) -> Result<Outcome> {
-        let config = tls::client(self.papers, &self.alpn)?;
+        let config = tls::client(self.papers, &self.alpn, self.groups)?;
         let tcp = match timeout(self.patience, self.connect()).await {
             Ok(Ok(tcp)) => tcp,
             Ok(Err(e)) => return Ok(Outcome::NoConnection(e.to_string())),

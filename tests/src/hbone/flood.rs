@@ -38,7 +38,7 @@ impl Flood<'_> {
     }
 
     async fn go(&self) -> Result<Option<String>> {
-        let config = tls::client(Some(self.papers), &["h2"])?;
+        let config = tls::client(Some(self.papers), &["h2"], &[])?;
         let tcp = TcpStream::connect(self.to).await.context("connecting")?;
         let name = ServerName::IpAddress(self.to.ip().into());
         let stream = TlsConnector::from(config).connect(name, tcp).await.context("TLS")?;

@@ -13,6 +13,7 @@ pub use flood::Flood;
 pub use old::tls12_hello;
 pub use outstay::Outstay;
 pub use server::Impostor;
+pub use tls::Groups;
 
 /// The port of HBONE on every pod.
 pub const PORT: u16 = 15_008;

@@ -66,7 +66,7 @@ impl Outstay<'_> {
 
     /// The tunnel, driven until the runtime ends, and one stream in it.
     async fn come(&self) -> Result<(SendRequest<Bytes>, SendStream<Bytes>, RecvStream)> {
-        let config = tls::client(Some(self.papers), &["h2"])?;
+        let config = tls::client(Some(self.papers), &["h2"], &[])?;
         let tcp = TcpStream::connect(self.to).await.context("connecting")?;
         let name = ServerName::IpAddress(self.to.ip().into());
         let stream = TlsConnector::from(config).connect(name, tcp).await.context("TLS")?;

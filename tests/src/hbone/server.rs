@@ -11,6 +11,7 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio_rustls::TlsAcceptor;
 
+use super::tls::Groups;
 use super::{PORT, tls};
 use crate::netns::Netns;
 use crate::pki::Papers;
@@ -32,7 +33,12 @@ struct Counts {
 
 impl Impostor {
     pub fn start(ns: &Netns, papers: &Papers) -> Result<Self> {
-        let acceptor = TlsAcceptor::from(tls::server(papers)?);
+        Self::start_with(ns, papers, &[])
+    }
+
+    /// As [`Self::start`], for somebody who can do these key exchanges only.
+    pub fn start_with(ns: &Netns, papers: &Papers, groups: Groups) -> Result<Self> {
+        let acceptor = TlsAcceptor::from(tls::server(papers, groups)?);
         let counts = Arc::new(Counts::default());
         let (stop, stopped) = oneshot::channel();
         let (bound, is_bound) = std::sync::mpsc::channel();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::CryptoProvider;
+use rustls::crypto::{CryptoProvider, SupportedKxGroup};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
@@ -14,12 +14,15 @@ use rustls::{
 
 use crate::pki::Papers;
 
-pub(super) fn client(papers: Option<&Papers>, alpn: &[&str]) -> Result<Arc<ClientConfig>> {
-    let config = ClientConfig::builder_with_provider(provider())
+/// The key exchanges that one end can do, dearest first.
+pub type Groups = &'static [&'static dyn SupportedKxGroup];
+
+pub(super) fn client(papers: Option<&Papers>, alpn: &[&str], groups: Groups) -> Result<Arc<ClientConfig>> {
+    let config = ClientConfig::builder_with_provider(provider(groups))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .context("TLS versions")?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anybody(provider())));
+        .with_custom_certificate_verifier(Arc::new(Anybody(provider(groups))));
     let mut config = match papers {
         Some(p) => config.with_client_auth_cert(p.chain.clone(), p.key.clone_key()).context("papers")?,
         None => config.with_no_client_auth(),
@@ -29,19 +32,22 @@ pub(super) fn client(papers: Option<&Papers>, alpn: &[&str]) -> Result<Arc<Clien
     Ok(Arc::new(config))
 }
 
-pub(super) fn server(papers: &Papers) -> Result<Arc<ServerConfig>> {
-    let mut config = ServerConfig::builder_with_provider(provider())
+pub(super) fn server(papers: &Papers, groups: Groups) -> Result<Arc<ServerConfig>> {
+    let mut config = ServerConfig::builder_with_provider(provider(groups))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .context("TLS versions")?
-        .with_client_cert_verifier(Arc::new(Anybody(provider())))
+        .with_client_cert_verifier(Arc::new(Anybody(provider(groups))))
         .with_single_cert(papers.chain.clone(), papers.key.clone_key())
         .context("papers")?;
     config.alpn_protocols = vec![b"h2".to_vec()];
     Ok(Arc::new(config))
 }
 
-fn provider() -> Arc<CryptoProvider> {
-    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+/// With all key exchanges that there are, where none is given.
+fn provider(groups: Groups) -> Arc<CryptoProvider> {
+    let all = rustls::crypto::aws_lc_rs::default_provider();
+    let kx_groups = if groups.is_empty() { all.kx_groups } else { groups.to_vec() };
+    Arc::new(CryptoProvider { kx_groups, ..all })
 }
 
 /// Accepts every certificate, but still wants the peer to hold its key.
