@@ -90,10 +90,11 @@ impl Held {
 impl Entry {
     /// `before` is what a former holder has left.
     pub(super) fn new(identity: SpiffeId, workshop: &Workshop, before: Option<Setback>) -> Self {
+        let trusted = workshop.compose_for(&identity, &TrustBundles::new());
         Self {
             identity,
             held: ArcSwap::default(),
-            trust: Trust::counted(workshop.compose(&TrustBundles::new()), &workshop.in_use),
+            trust: Trust::counted(trusted, &workshop.in_use),
             roots: Mutex::default(),
             found: Mutex::default(),
             progress: Mutex::new(Progress {
@@ -259,7 +260,7 @@ impl Entry {
             Err(_elapsed) => return Err(CertError::Deadline(workshop.deadline)),
         };
         let roots = issued.roots.clone();
-        let trusted = workshop.compose(&roots);
+        let trusted = workshop.compose_for(&self.identity, &roots);
         let now = workshop.clock.now();
         let identity = Identity::from_issued(issued, &self.identity, &trusted, &self.trust, now);
         match identity {
@@ -322,7 +323,7 @@ impl Entry {
         {
             let mut held = self.roots();
             *held = roots;
-            self.trust.set(workshop.compose(&held));
+            self.trust.set(workshop.compose_for(&self.identity, &held));
         }
         let certificate = identity.certificate().clone();
         let ahead = seconds(certificate.not_before(), asked);
@@ -413,7 +414,7 @@ impl Entry {
     pub(super) fn recompose(&self, workshop: &Workshop) {
         let trusted = {
             let roots = self.roots();
-            let trusted = workshop.compose(&roots);
+            let trusted = workshop.compose_for(&self.identity, &roots);
             self.trust.set(trusted.clone());
             trusted
         };

@@ -1,5 +1,6 @@
 //! The seam behind which certificates are made.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::sync::{mpsc, watch};
 use zeroize::Zeroizing;
 
-use crate::model::SpiffeId;
+use crate::model::{SpiffeId, TrustDomain};
 use crate::tls::{TlsError, TrustBundles};
 
 /// Somebody who gives out certificates for identities: the embedded issuer, istiod and its like, SPIRE.
@@ -32,6 +33,13 @@ pub trait Issuer: Send + Sync + 'static {
     /// Roots that the issuer keeps up to date by itself, `None` in it until the first came. They then
     /// stand in place of those that come with certificates.
     fn roots(&self) -> Option<watch::Receiver<Option<TrustBundles>>> {
+        None
+    }
+
+    /// Which trust domains beside its own `identity` is to believe, by the newest word of an issuer that says so
+    /// for each identity; `None` where every identity believes whatever roots there are.
+    fn federates(&self, identity: &SpiffeId) -> Option<BTreeSet<TrustDomain>> {
+        let _ = identity;
         None
     }
 

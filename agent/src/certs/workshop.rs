@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use super::slots::Slots;
 use super::trust::{TrustFiles, compose};
 use super::{CertError, Clock, Issuer};
+use crate::model::SpiffeId;
 use crate::telemetry::{CertificateAttempt, Telemetry};
 use crate::tls::{Certificate, InUse, TrustBundles, Trusted};
 
@@ -46,6 +47,15 @@ impl Workshop {
     pub(super) fn compose(&self, roots: &TrustBundles) -> Trusted {
         let kept = self.roots.as_ref().and_then(|kept| kept.borrow().clone());
         compose(kept.as_ref().unwrap_or(roots), &self.files.now())
+    }
+
+    /// As [`Self::compose`], of the trust domains that the issuer lets `identity` believe; files are for all.
+    pub(super) fn compose_for(&self, identity: &SpiffeId, roots: &TrustBundles) -> Trusted {
+        let Some(others) = self.issuer.federates(identity) else { return self.compose(roots) };
+        let kept = self.roots.as_ref().and_then(|kept| kept.borrow().clone());
+        let all = kept.as_ref().unwrap_or(roots);
+        let believed = all.only(|domain| domain == identity.trust_domain() || others.contains(domain));
+        compose(&believed, &self.files.now())
     }
 
     pub(super) fn issuer_keeps_roots(&self) -> bool {

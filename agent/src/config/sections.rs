@@ -311,8 +311,8 @@ pub struct Tls {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct Spire {
-    /// The only trust domain that certificates are asked for: the mesh's. Roots of others are taken as the
-    /// SPIRE agent has them.
+    /// The only trust domain that certificates are asked for: the mesh's. Roots of others count for pods
+    /// whose entries federate with them.
     #[schemars(with = "String")]
     pub trust_domain: TrustDomain,
     /// Its admin socket: admin_socket_path in its configuration.

@@ -83,6 +83,13 @@ impl TrustBundles {
         }
     }
 
+    /// Those of some domains.
+    #[must_use]
+    pub fn only(&self, wanted: impl Fn(&TrustDomain) -> bool) -> Self {
+        let kept = self.domains.iter().filter(|(domain, _)| wanted(domain));
+        Self { domains: Arc::new(kept.map(|(domain, roots)| (domain.clone(), roots.clone())).collect()) }
+    }
+
     /// The trust domains that roots are held for.
     pub fn domains(&self) -> impl Iterator<Item = &TrustDomain> {
         self.domains.keys()

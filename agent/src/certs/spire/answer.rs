@@ -1,5 +1,6 @@
 //! One of the certificates in an answer: the asked identity's.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -8,7 +9,7 @@ use underpass_proto::spire::api::agent::delegatedidentity::v1::SubscribeToX509sv
 use zeroize::Zeroizing;
 
 use crate::certs::CertError;
-use crate::model::SpiffeId;
+use crate::model::{SpiffeId, TrustDomain};
 
 /// The largest answer that is read at all.
 pub(super) const MOST_BYTES: usize = 1 << 20;
@@ -19,6 +20,8 @@ pub(super) struct Svid {
     pub(super) chain: Vec<CertificateDer<'static>>,
     /// PKCS#8, DER.
     pub(super) key: Zeroizing<Vec<u8>>,
+    /// Whose peers the entry lets it believe, beside its own trust domain's.
+    pub(super) federates: BTreeSet<TrustDomain>,
     not_before: SystemTime,
     not_after: SystemTime,
 }
@@ -32,13 +35,14 @@ impl Svid {
     }
 
     pub(super) fn is_the_same(&self, other: &Self) -> bool {
-        self.chain == other.chain
+        self.chain == other.chain && self.federates == other.federates
     }
 }
 
 /// Keys of the others in the answer are wiped, as the asked one's is once the answer is gone.
 pub(super) fn read(answer: SubscribeToX509sviDsResponse, identity: &SpiffeId) -> Result<Svid, CertError> {
     let path = format!("/ns/{}/sa/{}", identity.namespace(), identity.service_account());
+    let federates = federates(&answer.federates_with);
     let mut found: Option<Svid> = None;
     for with_key in answer.x509_svids {
         let key = Zeroizing::new(with_key.x509_svid_key);
@@ -47,7 +51,7 @@ pub(super) fn read(answer: SubscribeToX509sviDsResponse, identity: &SpiffeId) ->
         if theirs.trust_domain != identity.trust_domain().as_str() || theirs.path != path {
             continue;
         }
-        let svid = check(svid.cert_chain, key)?;
+        let svid = check(svid.cert_chain, key, federates.clone())?;
         // Entries that differ in their hint only: either would do.
         if found.as_ref().is_none_or(|held| held.not_after < svid.not_after) {
             found = Some(svid);
@@ -65,7 +69,16 @@ pub(super) fn read(answer: SubscribeToX509sviDsResponse, identity: &SpiffeId) ->
     })
 }
 
-fn check(chain: Vec<Vec<u8>>, key: Zeroizing<Vec<u8>>) -> Result<Svid, CertError> {
+/// One that is no trust domain has no roots either.
+fn federates(names: &[String]) -> BTreeSet<TrustDomain> {
+    names.iter().filter_map(|name| name.strip_prefix("spiffe://").unwrap_or(name).parse().ok()).collect()
+}
+
+fn check(
+    chain: Vec<Vec<u8>>,
+    key: Zeroizing<Vec<u8>>,
+    federates: BTreeSet<TrustDomain>,
+) -> Result<Svid, CertError> {
     if !(1..=MOST_CHAIN).contains(&chain.len()) {
         let why = format!("its chain has {} certificates, 1 to {MOST_CHAIN} are taken", chain.len());
         return Err(CertError::Answer(why));
@@ -75,7 +88,7 @@ fn check(chain: Vec<Vec<u8>>, key: Zeroizing<Vec<u8>>) -> Result<Svid, CertError
     }
     let (not_before, not_after) = validity(&chain[0]).map_err(CertError::Answer)?;
     let chain = chain.into_iter().map(CertificateDer::from).collect();
-    Ok(Svid { chain, key, not_before, not_after })
+    Ok(Svid { chain, key, federates, not_before, not_after })
 }
 
 fn validity(leaf: &[u8]) -> Result<(SystemTime, SystemTime), String> {

@@ -10,7 +10,7 @@ mod channel;
 mod failure;
 mod subscription;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -151,6 +151,12 @@ impl Issuer for SpireIssuer {
 
     fn roots(&self) -> Option<watch::Receiver<Option<TrustBundles>>> {
         Some(self.shared.roots.subscribe())
+    }
+
+    /// Nobody's before the first certificate.
+    fn federates(&self, identity: &SpiffeId) -> Option<BTreeSet<TrustDomain>> {
+        let subscriptions = self.shared.subscriptions();
+        Some(subscriptions.get(identity).map(Subscription::federates).unwrap_or_default())
     }
 
     fn nudges(&self) -> Option<mpsc::UnboundedReceiver<Nudge>> {

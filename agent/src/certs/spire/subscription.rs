@@ -1,6 +1,7 @@
 //! The stream of one identity's certificates.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
@@ -16,7 +17,7 @@ use underpass_proto::spire::api::types::Selector;
 use super::answer::{self, Svid};
 use super::{Shared, Streamed, failure};
 use crate::certs::{CertError, Nudge, renewal};
-use crate::model::SpiffeId;
+use crate::model::{SpiffeId, TrustDomain};
 
 /// How long nobody may want what is streamed before the stream is ended: nobody says that the last pod of an
 /// identity has gone.
@@ -27,8 +28,12 @@ const LOOK: Duration = Duration::from_secs(30);
 pub(super) struct Subscription {
     state: watch::Receiver<Streamed<Arc<Svid>>>,
     asked: watch::Sender<Asked>,
+    /// What the newest certificate came with; it stays when an entry goes.
+    federates: Federates,
     task: AbortHandle,
 }
+
+type Federates = Arc<Mutex<BTreeSet<TrustDomain>>>;
 
 /// Who wants it.
 #[derive(Clone, Copy)]
@@ -43,13 +48,24 @@ impl Subscription {
         self.task.abort();
     }
 
+    pub(super) fn federates(&self) -> BTreeSet<TrustDomain> {
+        // It is replaced as a whole, so a panic elsewhere leaves it usable.
+        self.federates.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn start(shared: &Arc<Shared>, identity: &SpiffeId) -> Self {
         let state = watch::Sender::default();
         let (asked, wanted) = watch::channel(Asked { at: Instant::now(), failed: false });
-        let seen = state.subscribe();
-        let stream =
-            Stream { shared: shared.clone(), identity: identity.clone(), state, wanted, nudged: None };
-        Self { state: seen, asked, task: tokio::spawn(stream.run()).abort_handle() }
+        let (seen, federates) = (state.subscribe(), Federates::default());
+        let stream = Stream {
+            shared: shared.clone(),
+            identity: identity.clone(),
+            state,
+            wanted,
+            federates: federates.clone(),
+            nudged: None,
+        };
+        Self { state: seen, asked, federates, task: tokio::spawn(stream.run()).abort_handle() }
     }
 }
 
@@ -90,6 +106,7 @@ struct Stream {
     identity: SpiffeId,
     state: watch::Sender<Streamed<Arc<Svid>>>,
     wanted: watch::Receiver<Asked>,
+    federates: Federates,
     nudged: Option<Instant>,
 }
 
@@ -166,6 +183,7 @@ impl Stream {
 
     fn take(&mut self, svid: Svid) {
         let failed = self.wanted.borrow().failed;
+        *self.federates.lock().unwrap_or_else(PoisonError::into_inner) = svid.federates.clone();
         let mut first = false;
         let mut news = false;
         self.state.send_modify(|state| {
@@ -247,10 +265,17 @@ mod tests {
         let state = watch::Sender::default();
         let (asked, wanted) = watch::channel(Asked { at: Instant::now(), failed: false });
         let idle = tokio::spawn(std::future::pending::<()>()).abort_handle();
-        let subscription = Subscription { state: state.subscribe(), asked, task: idle };
+        let subscription =
+            Subscription { state: state.subscribe(), asked, federates: Federates::default(), task: idle };
         shared.subscriptions().insert(identity.clone(), subscription);
-        let mut stream =
-            Stream { shared: shared.clone(), identity: identity.clone(), state, wanted, nudged: None };
+        let mut stream = Stream {
+            shared: shared.clone(),
+            identity: identity.clone(),
+            state,
+            wanted,
+            federates: Federates::default(),
+            nudged: None,
+        };
         let ask = || shared.subscriptions()[&identity].asked.send_modify(|asked| asked.at = Instant::now());
         let later = async || tokio::time::advance(UNWANTED + LOOK).await;
         assert!(!stream.is_over());

@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, watch};
 use tonic::Status;
 use underpass_proto::spire::api::agent::delegatedidentity::v1::X509svidWithKey;
 
-use super::spire_agent::{Agent, Pushed, Svids, bundles, svid, svids, within};
+use super::spire_agent::{Agent, Pushed, Svids, bundles, federated, svid, svids, within};
 use super::support::{CART, Scratch, TILL, id};
 use crate::certs::{CertError, Config, Issued, Issuer, Manager, Nudge, SpireConfig, SpireIssuer};
 use crate::tls::testing::{self, Authority};
@@ -39,6 +39,73 @@ async fn a_certificate_comes_by_its_selectors_with_its_key_and_the_roots_by_trus
     let due = manager.list()[0].renewal_due.clone().unwrap();
     let due = time::OffsetDateTime::parse(&due, &time::format_description::well_known::Rfc3339).unwrap();
     assert!(SystemTime::from(due) > SystemTime::now() + Duration::from_secs(3600 * 3 / 4), "{due}");
+}
+
+#[tokio::test]
+async fn an_identity_believes_the_trust_domains_that_its_entry_federates_with_and_no_others() {
+    let (root, friends, others) = (Authority::root(), Authority::root(), Authority::root());
+    let scratch = Scratch::new();
+    let mut agent = Agent::start(scratch.path().join("admin.sock"));
+    let manager = Manager::new(Arc::new(issuer(&scratch)), &Config::default());
+    let leases = [CART, TILL].map(|identity| manager.lease(&id(identity)));
+    let all = |friends: &Authority, own: &Authority| {
+        bundles(&[("mesh.test", &[own]), ("friends.test", &[friends]), ("others.test", &[&others])])
+    };
+    let roots = agent.bundles().await;
+    roots.push(all(&friends, &root));
+    let mut streams = Vec::new();
+    for _ in &leases {
+        let opened = agent.svids().await;
+        let (identity, with): (_, &[&str]) =
+            if opened.selectors[1] == "k8s:sa:cart" { (CART, &["friends.test"]) } else { (TILL, &[]) };
+        let answer = svids([svid(&id(identity), &root.leaf(identity, |_| {}))]);
+        opened.stream.push(federated(answer.clone(), with));
+        streams.push((identity, opened.stream, answer));
+    }
+    let believed = |of: usize| {
+        let trusted = leases[of].current().map(|held| held.trust().now());
+        let domains = trusted.iter().flat_map(|t| t.bundles.domains().map(ToString::to_string));
+        domains.collect::<Vec<_>>()
+    };
+    for lease in &leases {
+        within(lease.ready()).await.unwrap();
+    }
+    assert_eq!(
+        (believed(0), believed(1)),
+        (vec!["friends.test".into(), "mesh.test".into()], vec!["mesh.test".into()])
+    );
+
+    // Another root of a domain that is believed, and the same entry with other friends.
+    let next = Authority::root();
+    roots.push(all(&next, &root));
+    let has = |root: &Authority| {
+        let trusted = leases[0].current().unwrap().trust().now();
+        trusted.bundles.roots(&"friends.test".parse().unwrap()).any(|held| *held == root.certificate)
+    };
+    until(|| has(&next) && !has(&friends)).await;
+    let (_, stream, answer) = streams.iter().find(|(identity, ..)| *identity == TILL).unwrap();
+    stream.push(federated(answer.clone(), &["others.test", "Not.A.Domain"]));
+    until(|| believed(1) == ["mesh.test", "others.test"]).await;
+    stream.push(answer.clone());
+    until(|| believed(1) == ["mesh.test"]).await;
+    assert_eq!(believed(0), ["friends.test", "mesh.test"]);
+}
+
+fn issuer(scratch: &Scratch) -> SpireIssuer {
+    SpireIssuer::new(SpireConfig {
+        admin_socket: scratch.path().join("admin.sock"),
+        trust_domain: "mesh.test".parse().unwrap(),
+        deadline: Duration::from_secs(2),
+    })
+}
+
+async fn until(mut happened: impl FnMut() -> bool) {
+    within(async {
+        while !happened() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -283,13 +350,8 @@ struct World {
 impl World {
     fn new() -> Self {
         let scratch = Scratch::new();
-        let admin_socket = scratch.path().join("admin.sock");
-        let agent = Some(Agent::start(admin_socket.clone()));
-        let issuer = Arc::new(SpireIssuer::new(SpireConfig {
-            admin_socket,
-            trust_domain: "mesh.test".parse().unwrap(),
-            deadline: Duration::from_secs(2),
-        }));
+        let agent = Some(Agent::start(scratch.path().join("admin.sock")));
+        let issuer = Arc::new(issuer(&scratch));
         let (roots, nudges) = (issuer.roots().unwrap(), issuer.nudges().unwrap());
         Self { scratch, agent, root: Authority::root(), issuer, roots, nudges, stream: None }
     }

@@ -156,6 +156,11 @@ pub(super) fn svids(svids: impl IntoIterator<Item = X509svidWithKey>) -> Svids {
     Svids { x509_svids: svids.into_iter().collect(), federates_with: Vec::new() }
 }
 
+/// Of an entry that federates with these.
+pub(super) fn federated(answer: Svids, domains: &[&str]) -> Svids {
+    Svids { federates_with: domains.iter().map(|domain| format!("spiffe://{domain}")).collect(), ..answer }
+}
+
 /// Several roots of one domain stand one after the other.
 pub(super) fn bundles(roots: &[(&str, &[&Authority])]) -> Bundles {
     let der = |roots: &[&Authority]| roots.iter().flat_map(|root| root.certificate.to_vec()).collect();
