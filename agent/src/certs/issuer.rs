@@ -10,6 +10,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::sync::{mpsc, watch};
 use zeroize::Zeroizing;
 
+use super::keeping::private_key;
 use crate::model::{SpiffeId, TrustDomain};
 use crate::tls::{TlsError, TrustBundles};
 
@@ -80,7 +81,7 @@ impl Issued {
         use rustls_pki_types::pem::PemObject;
         let unusable = |e: rustls_pki_types::pem::Error| CertError::Answer(e.to_string());
         let chain = CertificateDer::pem_slice_iter(chain).collect::<Result<Vec<_>, _>>().map_err(unusable)?;
-        let key = Zeroizing::new(PrivateKeyDer::from_pem_slice(key).map_err(unusable)?);
+        let key = private_key(key).map_err(CertError::Answer)?;
         Ok(Self { chain, key, roots })
     }
 }

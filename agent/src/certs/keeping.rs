@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
 use rcgen::{KeyPair, PublicKeyData, SigningKey};
-use rustls_pki_types::PrivateKeyDer;
-use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{PrivateKeyDer, PrivatePkcs1KeyDer, PrivatePkcs8KeyDer, PrivateSec1KeyDer};
 use zeroize::{Zeroize, Zeroizing};
 
 /// A call on a file that failed.
@@ -32,8 +31,7 @@ impl SecretKey {
 
     /// From PKCS#8, SEC1 or PKCS#1.
     pub(crate) fn from_pem(pem: &[u8]) -> Result<Self, String> {
-        let der = PrivateKeyDer::from_pem_slice(pem).map_err(|e| e.to_string())?;
-        let der = Zeroizing::new(der);
+        let der = private_key(pem)?;
         KeyPair::try_from(&*der).map(Self).map_err(|e| e.to_string())
     }
 
@@ -41,10 +39,28 @@ impl SecretKey {
         self.0.serialized_der()
     }
 
+    /// PKCS#8. rcgen's own would leave copies behind.
     pub(crate) fn pem(&self) -> Zeroizing<String> {
-        Zeroizing::new(self.0.serialize_pem())
+        let der = self.pkcs8();
+        let mut pem = Zeroizing::new(String::with_capacity(2 * der.len() + 128));
+        pem.push_str("-----BEGIN PRIVATE KEY-----\n");
+        for line in der.chunks(48) {
+            for three in line.chunks(3) {
+                let bits = three.iter().fold(0, |bits, byte| bits << 8 | u32::from(*byte));
+                let bits = bits << (8 * (3 - three.len()));
+                for nth in 0..4 {
+                    let character = ALPHABET[(bits >> (18 - 6 * nth) & 63) as usize];
+                    pem.push(if nth <= three.len() { character.into() } else { '=' });
+                }
+            }
+            pem.push('\n');
+        }
+        pem.push_str("-----END PRIVATE KEY-----\n");
+        pem
     }
 }
+
+const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
 impl Drop for SecretKey {
     fn drop(&mut self) {
@@ -65,6 +81,80 @@ impl PublicKeyData for SecretKey {
 impl SigningKey for SecretKey {
     fn sign(&self, msg: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
         self.0.sign(msg)
+    }
+}
+
+/// The first private key in PEM: PKCS#8, SEC1 or PKCS#1. rustls-pki-types reads the same, and leaves the key's
+/// text in memory that it gives back.
+pub(crate) fn private_key(pem: &[u8]) -> Result<Zeroizing<PrivateKeyDer<'static>>, String> {
+    type Kind = fn(Vec<u8>) -> PrivateKeyDer<'static>;
+    let kinds: [(&[u8], Kind); 3] = [
+        (b"PRIVATE KEY-----", |der| PrivatePkcs8KeyDer::from(der).into()),
+        (b"EC PRIVATE KEY-----", |der| PrivateSec1KeyDer::from(der).into()),
+        (b"RSA PRIVATE KEY-----", |der| PrivatePkcs1KeyDer::from(der).into()),
+    ];
+    let mut lines = pem.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
+    let begun = lines.by_ref().find_map(|line| {
+        let label = line.strip_prefix(b"-----BEGIN ")?;
+        kinds.iter().find(|(known, _)| *known == label)
+    });
+    let (label, kind) = begun.ok_or("there is no section with a private key in it")?;
+    let mut der = Base64::with_room(pem.len());
+    for line in lines {
+        if let Some(end) = line.strip_prefix(b"-----END ") {
+            let der = if end == *label { der.finished() } else { None };
+            return Ok(Zeroizing::new(kind(der.ok_or("its private key is not base64")?)));
+        }
+        line.iter().for_each(|byte| der.take(*byte));
+    }
+    Err("its private key has no end".into())
+}
+
+/// Decodes into memory that never moves, and is wiped.
+struct Base64 {
+    bytes: Zeroizing<Vec<u8>>,
+    bits: u32,
+    taken: usize,
+    padding: usize,
+    is_broken: bool,
+}
+
+impl Base64 {
+    fn with_room(characters: usize) -> Self {
+        let bytes = Zeroizing::new(Vec::with_capacity(characters));
+        Self { bytes, bits: 0, taken: 0, padding: 0, is_broken: false }
+    }
+
+    fn take(&mut self, character: u8) {
+        let value = match character {
+            b'A'..=b'Z' => character - b'A',
+            b'a'..=b'z' => character - b'a' + 26,
+            b'0'..=b'9' => character - b'0' + 52,
+            b'+' => 62,
+            b'/' => 63,
+            b'=' => {
+                self.padding += 1;
+                return;
+            }
+            b' ' | b'\t' => return,
+            _ => {
+                self.is_broken = true;
+                return;
+            }
+        };
+        self.is_broken |= self.padding > 0;
+        self.bits = self.bits << 6 | u32::from(value);
+        self.taken += 1;
+        let whole = self.taken * 6 / 8;
+        if whole > self.bytes.len() {
+            let rest = self.taken * 6 % 8;
+            self.bytes.push((self.bits >> rest) as u8);
+        }
+    }
+
+    fn finished(mut self) -> Option<Vec<u8>> {
+        let is_whole = (self.taken + self.padding).is_multiple_of(4) && self.padding <= 2;
+        (is_whole && !self.is_broken).then(|| std::mem::take(&mut *self.bytes))
     }
 }
 

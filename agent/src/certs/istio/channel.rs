@@ -16,7 +16,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::version::TLS13;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -29,6 +29,7 @@ use zeroize::Zeroizing;
 
 use super::{ClientFiles, IstioConfig};
 use crate::certs::CertError;
+use crate::certs::keeping::private_key;
 use crate::model::TrustDomain;
 use crate::sys::watch::Watch;
 use crate::tls::{TrustBundles, provider, sha256};
@@ -240,8 +241,9 @@ impl Channels {
                 let chain = CertificateDer::pem_slice_iter(certificate)
                     .collect::<Result<Vec<_>, _>>()
                     .map_err(|e| unusable(&e))?;
-                let key = PrivateKeyDer::from_pem_slice(key).map_err(|e| unusable_papers(&files.key, e))?;
-                tls.with_client_auth_cert(chain, key).map_err(|e| unusable(&e))?
+                let key = private_key(key).map_err(|e| unusable_papers(&files.key, e))?;
+                // rustls wipes its copy.
+                tls.with_client_auth_cert(chain, key.clone_key()).map_err(|e| unusable(&e))?
             }
             _ => tls.with_no_client_auth(),
         };

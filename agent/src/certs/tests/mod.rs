@@ -13,4 +13,5 @@ mod spire;
 mod spire_agent;
 mod support;
 mod trust;
+mod wiped;
 mod year;
