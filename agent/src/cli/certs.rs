@@ -29,7 +29,39 @@ pub(super) fn run(args: &CertsArgs) -> anyhow::Result<Answer> {
     if let (Some(identity), Some(items)) = (&identity, list.as_array_mut()) {
         items.retain(|item| item["identity"] == **identity);
     }
-    output::print(&output::render(&list, args.query.output, || show::CERTIFICATES.table(&rows(&list)))?)
+    let trust = client::ask(&socket, "GET", "/trust", "")?;
+    let page = || show::CERTIFICATES.table(&rows(&list)) + &notes(&list, &trust, OffsetDateTime::now_utc());
+    output::print(&output::render(&list, args.query.output, page)?)
+}
+
+/// What is amiss beside the certificates themselves: the clocks, and the files that peers are judged by.
+pub(super) fn notes(list: &Value, trust: &Value, now: OffsetDateTime) -> String {
+    let mut notes = Vec::new();
+    let ahead = list.as_array().into_iter().flatten().filter_map(|item| {
+        let ahead = item["issuer_ahead_seconds"].as_f64().filter(|ahead| *ahead > 0.0)?;
+        Some((ahead, item["issuer"].as_str().unwrap_or_default()))
+    });
+    if let Some((ahead, issuer)) = ahead.max_by(|a, b| a.0.total_cmp(&b.0)) {
+        notes.push(format!(
+            "Clocks: the clock of the issuer ({issuer}) is ahead of this node's by {ahead:.0} s at least; compare them"
+        ));
+    }
+    for file in trust["files"].as_array().into_iter().flatten() {
+        let path = file["path"].as_str().unwrap_or_default();
+        if let Some(problem) = file["problem"].as_str() {
+            let since = file["accepted"].as_str().unwrap_or_default();
+            notes.push(format!("Trust: {path}: {problem}; what was taken from it at {since} stays in force"));
+        }
+        let due = file["next_update"]
+            .as_str()
+            .filter(|due| OffsetDateTime::parse(due, &Rfc3339).is_ok_and(|due| due < now));
+        if let Some(due) = due {
+            notes.push(format!(
+                "Trust: {path}: a newer list was due at {due}; certificates of its issuer are refused until it is there"
+            ));
+        }
+    }
+    notes.iter().map(|note| format!("{}\n", output::printable(note))).collect()
 }
 
 fn identity_of(pods: &Value, pod: &str) -> anyhow::Result<String> {

@@ -366,3 +366,32 @@ fn a_controllers_configuration_is_judged_as_one() {
     std::fs::remove_file(&file).unwrap();
     assert_eq!(said, [Answer::Yes, Answer::No, Answer::No, Answer::No]);
 }
+
+#[test]
+fn clocks_and_files_that_are_amiss_stand_under_the_certificates() {
+    let now =
+        time::OffsetDateTime::parse("2026-01-02T00:00:00Z", &time::format_description::well_known::Rfc3339);
+    let now = now.unwrap();
+    let well =
+        json!([{"issuer": "controller", "issuer_ahead_seconds": -120.0}, {"issuer_ahead_seconds": null}]);
+    let files = json!({"files": [
+        {"path": "/r.pem", "problem": null, "next_update": null},
+        {"path": "/l.crl", "problem": null, "next_update": "2026-01-03T00:00:00Z"},
+    ]});
+    assert_eq!(certs::notes(&well, &files, now), "");
+    let ahead = json!([
+        {"issuer": "controller", "issuer_ahead_seconds": 3.0},
+        {"issuer": "controller", "issuer_ahead_seconds": 93.4},
+    ]);
+    let files = json!({"files": [
+        {"path": "/r.pem", "problem": "no \u{1b}certificate", "accepted": "2026-01-01T00:00:00Z"},
+        {"path": "/l.crl", "problem": null, "next_update": "2026-01-01T12:00:00Z"},
+    ]});
+    let notes = certs::notes(&ahead, &files, now);
+    let lines: Vec<&str> = notes.lines().collect();
+    assert_eq!(lines.len(), 3, "{notes}");
+    assert!(lines[0].contains("(controller) is ahead of this node's by 93 s"), "{notes}");
+    assert!(lines[1].starts_with("Trust: /r.pem: no \\u{1b}certificate;"), "{notes}");
+    assert!(lines[1].contains("at 2026-01-01T00:00:00Z stays in force"), "{notes}");
+    assert!(lines[2].contains("/l.crl: a newer list was due at 2026-01-01T12:00:00Z"), "{notes}");
+}
