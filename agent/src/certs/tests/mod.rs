@@ -7,6 +7,7 @@ mod istio;
 mod istio_hostile;
 mod istio_server;
 mod manager;
+mod paces;
 mod renewal;
 mod roots;
 mod spire;
