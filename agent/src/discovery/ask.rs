@@ -155,7 +155,7 @@ impl Offline {
     pub fn new(manifest: Manifest, settings: Settings) -> Self {
         let objects: Vec<_> = manifest.objects.into_iter().map(Arc::new).collect();
         let resources = Arc::new(Resources::new(&objects, settings));
-        let set = PolicySet::new([], MtlsDefaults::default()).with_resources(resources.clone());
+        let set = PolicySet::default().next([], MtlsDefaults::default(), Some(resources.clone()));
         Self { pods: manifest.pods.into_iter().map(Arc::new).collect(), set, resources }
     }
 

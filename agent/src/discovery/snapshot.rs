@@ -196,20 +196,22 @@ impl Snapshot {
     /// Indexes a state. Where two entries claim one key the later wins, where two workloads claim one
     /// address the likelier owner does ([`claim`]).
     pub fn build(revision: u64, state: State) -> Self {
+        Self { revision, ..Self::unsynced().next(state) }
+    }
+
+    /// What comes after this one. What is the same in both is not compiled again.
+    pub fn next(&self, state: State) -> Self {
         let mut snapshot = Self {
-            revision,
+            revision: self.revision + 1,
             trust_domain: Some(state.trust_domain),
             network: state.network,
             range_table: state.ranges.iter().copied().collect(),
             ranges: state.ranges.into_iter().map(cidr::canonical).collect(),
             unknown: state.unknown,
-            policies: match state.resources {
-                Some(resources) => PolicySet::new(state.policies, state.mtls).with_resources(resources),
-                None => PolicySet::new(state.policies, state.mtls),
-            },
+            policies: self.policies.next(state.policies, state.mtls, state.resources),
             ..Self::unsynced()
         };
-        snapshot.add_workloads(state.workloads);
+        snapshot.add_workloads(state.workloads, self);
         snapshot.add_services(state.services);
         snapshot.local_pods =
             state.local_pods.into_iter().map(|pod| (pod.uid.clone(), Arc::new(pod))).collect();
@@ -220,9 +222,10 @@ impl Snapshot {
         snapshot
     }
 
-    fn add_workloads(&mut self, workloads: Vec<Workload>) {
+    fn add_workloads(&mut self, workloads: Vec<Workload>, before: &Self) {
         for workload in workloads {
-            self.workloads.insert(workload.uid.clone(), WorkloadEntry::new(workload));
+            let before = before.workloads.get(&workload.uid);
+            self.workloads.insert(workload.uid.clone(), WorkloadEntry::new(workload, before));
         }
         for (uid, entry) in &self.workloads {
             let workload = &entry.workload;
@@ -277,16 +280,19 @@ struct WorkloadEntry {
     workload: Arc<Workload>,
     expected: Arc<[SpiffeId]>,
     compiled: OnceLock<Arc<Compiled>>,
+    /// Of the snapshot before, to be kept where it still holds.
+    before: Option<Arc<Compiled>>,
 }
 
 impl WorkloadEntry {
-    fn new(workload: Workload) -> Self {
+    fn new(workload: Workload, before: Option<&Self>) -> Self {
         let expected = Arc::from([workload.identity.clone()]);
-        Self { workload: Arc::new(workload), expected, compiled: OnceLock::new() }
+        let before = before.and_then(|entry| entry.compiled.get().or(entry.before.as_ref()).cloned());
+        Self { workload: Arc::new(workload), expected, compiled: OnceLock::new(), before }
     }
 
     fn compiled(&self, policies: &PolicySet) -> Arc<Compiled> {
-        let compile = || Arc::new(policies.compile(&Subject::from(&*self.workload)));
+        let compile = || policies.recompile(&Subject::from(&*self.workload), self.before.as_ref());
         self.compiled.get_or_init(compile).clone()
     }
 }

@@ -35,7 +35,7 @@ impl Store {
     /// where blocking is allowed.
     pub fn publish(&self, state: State) -> Arc<Snapshot> {
         let _building = self.building.lock().unwrap_or_else(PoisonError::into_inner);
-        let snapshot = Arc::new(Snapshot::build(self.current().revision() + 1, state));
+        let snapshot = Arc::new(self.current().next(state));
         self.sender.send_replace(snapshot.clone());
         snapshot
     }

@@ -16,11 +16,16 @@ pub struct CidrTable<T> {
 impl<T> CidrTable<T> {
     /// The value of the most specific range that holds `ip`.
     pub fn lookup(&self, ip: IpAddr) -> Option<&T> {
+        self.lookup_all(ip).next()
+    }
+
+    /// The values of all ranges that hold `ip`, the most specific first.
+    pub fn lookup_all(&self, ip: IpAddr) -> impl Iterator<Item = &T> {
         let (levels, bits, width) = match ip.to_canonical() {
             IpAddr::V4(ip) => (&self.v4, u128::from(ip.to_bits()), 32),
             IpAddr::V6(ip) => (&self.v6, ip.to_bits(), 128),
         };
-        levels.iter().find_map(|level| level.rows.get(&(bits & mask(level.prefix, width))))
+        levels.iter().filter_map(move |level| level.rows.get(&(bits & mask(level.prefix, width))))
     }
 
     pub fn contains(&self, ip: IpAddr) -> bool {

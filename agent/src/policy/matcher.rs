@@ -1,26 +1,40 @@
 //! One policy's groups, rules and matches, in the form that is asked per connection and request.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::sync::Arc;
 
+use super::index::{Index, Requirements, WORTH_IT};
 use super::peer::{Peer, header};
 use super::ports::PortSet;
 use super::resource::ResourceRef;
-use super::rules::{Group, Match, Policy};
+use super::rules::{Group, Match, Policy, Rule, StringMatch};
 use super::tri::Tri;
 use super::values::{Accounts, Nets, Paths, Ports, Strings, as_is};
 
 /// The compiled form of one policy.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) struct Matcher {
+    /// What it was made of.
+    pub(super) policy: Arc<Policy>,
     pub(super) resource: Arc<ResourceRef>,
     name: Arc<str>,
     pub(super) groups: Box<[AllOf]>,
 }
 
+/// Those that decide alike, in whatever order they list their values.
+impl PartialEq for Matcher {
+    fn eq(&self, other: &Self) -> bool {
+        self.resource == other.resource && self.groups == other.groups
+    }
+}
+
+impl Eq for Matcher {}
+
 impl Matcher {
-    pub(super) fn new(policy: &Policy) -> Self {
+    pub(super) fn new(policy: &Arc<Policy>) -> Self {
         Self {
+            policy: policy.clone(),
             resource: Arc::new(policy.resource()),
             name: policy.key(),
             groups: policy.groups.iter().map(AllOf::new).collect(),
@@ -51,6 +65,24 @@ impl AllOf {
         Self { never: group.never.is_some(), rules }
     }
 
+    /// The same as far as it can be judged when no request is known. Groups that look alike then are judged alike.
+    pub(super) fn of_connection(group: &Group) -> Group {
+        let of_connection = |rule: &Rule| {
+            let mut seen = HashSet::new();
+            let matches = rule.matches.iter().map(without_request);
+            Rule { matches: matches.filter(|m| seen.insert(m.clone())).collect() }
+        };
+        Group { rules: group.rules.iter().map(of_connection).collect(), never: group.never.clone() }
+    }
+
+    /// What has to hold for it to hold: of each rule, one of these matches.
+    pub(super) fn requirements(&self) -> Requirements<'_> {
+        match self.never {
+            true => vec![&[]],
+            false => self.rules.iter().filter_map(|rule| rule.fields.as_deref()).collect(),
+        }
+    }
+
     pub(super) fn judge(&self, peer: &Peer<'_>) -> Tri {
         if self.never { Tri::No } else { Tri::all(self.rules.iter().map(|rule| rule.judge(peer))) }
     }
@@ -68,25 +100,50 @@ impl AllOf {
 }
 
 /// A rule: one of its matches holds, or it has none.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) struct AnyOf {
     /// None: the rule had no matches, so it always holds.
     pub(super) fields: Option<Box<[Fields]>>,
+    /// Of many.
+    index: Option<Box<Index>>,
 }
+
+/// The index follows from the rest.
+impl PartialEq for AnyOf {
+    fn eq(&self, other: &Self) -> bool {
+        self.fields == other.fields
+    }
+}
+
+impl Eq for AnyOf {}
 
 impl AnyOf {
     fn new(matches: &[Match]) -> Self {
         // A match without any value never holds, so it is left out; but a rule that is made of nothing
         // else never holds either, and must not turn into a rule without matches.
-        let fields = matches.iter().map(Fields::new).filter(|fields| !fields.0.is_empty()).collect();
-        Self { fields: (!matches.is_empty()).then_some(fields) }
+        let fields: Box<[_]> =
+            matches.iter().map(Fields::new).filter(|fields| !fields.0.is_empty()).collect();
+        let requirements = |fields| vec![std::slice::from_ref(fields)];
+        let index = (fields.len() >= WORTH_IT)
+            .then(|| Box::new(Index::new(&fields.iter().map(requirements).collect::<Vec<_>>())));
+        Self { fields: (!matches.is_empty()).then_some(fields), index }
     }
 
     fn judge(&self, peer: &Peer<'_>) -> Tri {
-        match &self.fields {
-            None => Tri::Yes,
-            Some(fields) => Tri::any(fields.iter().map(|fields| fields.judge(peer))),
-        }
+        let Some(fields) = &self.fields else { return Tri::Yes };
+        let Some(index) = &self.index else {
+            return Tri::any(fields.iter().map(|fields| fields.judge(peer)));
+        };
+        let mut strongest = Tri::No;
+        index.each(peer, &mut |list| {
+            for fields in list.iter().filter_map(|at| fields.get(usize::try_from(*at).ok()?)) {
+                if strongest == Tri::Yes {
+                    break;
+                }
+                strongest = strongest.max(fields.judge(peer));
+            }
+        });
+        strongest
     }
 
     /// The ports of connections for which it can hold.
@@ -157,6 +214,8 @@ impl Fields {
     }
 
     pub(super) fn judge(&self, peer: &Peer<'_>) -> Tri {
+        #[cfg(test)]
+        JUDGED.with(|judged| judged.set(judged.get() + 1));
         Tri::all(self.0.iter().map(|field| field.judge(peer)))
     }
 
@@ -173,6 +232,29 @@ impl Fields {
     }
 }
 
+#[cfg(test)]
+thread_local! {
+    /// How many matches were compared: what a decision costs.
+    pub(super) static JUDGED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
+/// One that depends on the request where the given one does, and is the same in everything else.
+fn without_request(m: &Match) -> Match {
+    let looks_at_headers = m.headers.iter().any(|h| !(h.one_of.is_empty() && h.none_of.is_empty()));
+    let connection = Match {
+        hosts: Vec::new(),
+        not_hosts: Vec::new(),
+        methods: Vec::new(),
+        not_methods: Vec::new(),
+        paths: Vec::new(),
+        not_paths: Vec::new(),
+        headers: Vec::new(),
+        ..m.clone()
+    };
+    let looks = looks_at_headers || Match { headers: Vec::new(), ..m.clone() }.is_of_request();
+    Match { methods: if looks { vec![StringMatch::Presence] } else { Vec::new() }, ..connection }
+}
+
 fn some<V>(values: &[V], compile: impl Fn(&[V]) -> Values) -> Option<Values> {
     (!values.is_empty()).then(|| compile(values))
 }
@@ -180,7 +262,7 @@ fn some<V>(values: &[V], compile: impl Fn(&[V]) -> Values) -> Option<Values> {
 /// One of the values fits; negative: none does.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Field {
-    negative: bool,
+    pub(super) negative: bool,
     pub(super) values: Values,
 }
 

@@ -11,8 +11,11 @@
 //! policy that could not be understood.
 
 mod compiled;
+mod explain;
+mod index;
 pub mod istio;
 pub mod linkerd;
+mod listed;
 mod matcher;
 mod mtls;
 mod normalize;
@@ -33,6 +36,7 @@ mod values;
 mod verdict;
 
 pub use compiled::{Compiled, Conn};
+pub use explain::{Considered, Explanation, RuleTrace};
 pub use mtls::{EffectiveMtls, MtlsDefaults, MtlsOrigin};
 pub use normalize::{NotNormal, normalize};
 pub use object::{LabelOperator, LabelRequirement, LabelSelector, Meta, Object, ObjectError};

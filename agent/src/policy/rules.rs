@@ -62,7 +62,7 @@ pub enum Action {
 }
 
 /// Holds when all of its rules hold; without rules, always.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 pub struct Group {
     pub rules: Vec<Rule>,
     /// Why it cannot be evaluated, where that means that it must never hold (in a policy that allows). A group
@@ -72,7 +72,7 @@ pub struct Group {
 }
 
 /// Holds when one of its matches holds; without matches, always.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 pub struct Rule {
     pub matches: Vec<Match>,
 }
@@ -80,7 +80,7 @@ pub struct Rule {
 /// Holds when every field that has values holds. One in which no field has values never holds.
 ///
 /// A positive field holds when one of its values fits, a negative one when none does.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 pub struct Match {
     /// The peer's namespace; that of a peer without identity is the empty string.
     pub namespaces: Vec<StringMatch>,
@@ -138,8 +138,9 @@ impl Match {
 }
 
 /// Values of one header. A header that is sent several times has its values joined by commas, as in HTTP; one
-/// that is not sent fits no value.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+/// that is not sent fits no value. `host` and `:authority`, `:method` and `:path` are what HTTP/2 has instead of
+/// headers. One without values asks for nothing, as a field without values does.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct HeaderMatch {
     /// In lower case.
     pub name: Arc<str>,

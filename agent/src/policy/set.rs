@@ -1,7 +1,7 @@
 //! All policies of the mesh, indexed by what they apply to, and their compilation per workload.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::model::Workload;
 use crate::model::workload::{PodFacts, WorkloadMtls};
@@ -13,7 +13,7 @@ use super::resources::Resources;
 use super::rule_list::RuleList;
 use super::rules::{Action, Policy, Scope};
 
-/// Built once per change of the mesh's policies.
+/// Built once per change of the mesh's policies, out of the one before.
 #[derive(Debug, Default)]
 pub struct PolicySet {
     by_key: HashMap<Arc<str>, Arc<Entry>>,
@@ -23,16 +23,39 @@ pub struct PolicySet {
     resources: Option<Arc<Resources>>,
     /// Of the resources, by `namespace/name`.
     istio: HashMap<Arc<str>, Arc<Entry>>,
+    lists: Lists,
 }
 
 impl PolicySet {
     /// A later policy of the same key replaces an earlier one.
     pub fn new(policies: impl IntoIterator<Item = Policy>, mtls: MtlsDefaults) -> Self {
-        let mut set = Self { mtls, ..Self::default() };
+        Self::default().next(policies, mtls, None)
+    }
+
+    /// What comes after this one. Policies that are the same in both, and lists of them, are not compiled again.
+    pub fn next(
+        &self,
+        policies: impl IntoIterator<Item = Policy>,
+        mtls: MtlsDefaults,
+        resources: Option<Arc<Resources>>,
+    ) -> Self {
+        let mut set = Self { mtls, lists: self.lists.in_use(), ..Self::default() };
+        for policy in resources.iter().flat_map(|resources| resources.istio.authorization_policies()) {
+            let key = policy.key();
+            let entry = match self.istio.get(&key) {
+                Some(entry) if entry.policy == *policy => entry.clone(),
+                _ => Arc::new(Entry::new(policy.clone())),
+            };
+            set.istio.insert(key, entry);
+        }
+        set.resources = resources;
         for policy in policies {
             let key = policy.key();
-            let matcher = Arc::new(Matcher::new(&policy));
-            set.by_key.insert(key, Arc::new(Entry { policy: Arc::new(policy), matcher }));
+            let entry = match self.by_key.get(&key) {
+                Some(entry) if *entry.policy == policy => entry.clone(),
+                _ => Arc::new(Entry::new(Arc::new(policy))),
+            };
+            set.by_key.insert(key, entry);
         }
         let mut entries: Vec<_> = set.by_key.values().cloned().collect();
         // Which of several matching policies a verdict names must not depend on hashing.
@@ -49,20 +72,18 @@ impl PolicySet {
         set
     }
 
-    /// With the resources of both dialects beside what is in the wire form.
-    #[must_use]
-    pub fn with_resources(mut self, resources: Arc<Resources>) -> Self {
-        let entry = |policy: &Arc<Policy>| {
-            let matcher = Arc::new(Matcher::new(policy));
-            (policy.key(), Arc::new(Entry { policy: policy.clone(), matcher }))
-        };
-        self.istio = resources.istio.authorization_policies().map(entry).collect();
-        self.resources = Some(resources);
-        self
-    }
-
+    /// Both dialects' resources beside what is in the wire form.
     pub fn resources(&self) -> Option<&Arc<Resources>> {
         self.resources.as_ref()
+    }
+
+    /// [`PolicySet::compile`]; the previous one itself where nothing of it has changed.
+    pub fn recompile(&self, subject: &Subject<'_>, previous: Option<&Arc<Compiled>>) -> Arc<Compiled> {
+        let compiled = self.compile(subject);
+        match previous {
+            Some(previous) if **previous == compiled => previous.clone(),
+            _ => Arc::new(compiled),
+        }
     }
 
     /// What holds for connections to `subject`.
@@ -79,7 +100,7 @@ impl PolicySet {
             }
             let list = |action| {
                 let of = in_force().filter(|entry| entry.policy.action == action);
-                Arc::new(RuleList::new(of.map(|entry| entry.matcher.clone()).collect()))
+                self.lists.get(of.map(|entry| entry.matcher.clone()).collect())
             };
             compiled.deny = list(Action::Deny);
             compiled.allow = list(Action::Allow);
@@ -171,7 +192,33 @@ impl<'a> From<&'a Workload> for Subject<'a> {
 }
 
 #[derive(Debug)]
-pub(super) struct Entry {
+struct Entry {
     policy: Arc<Policy>,
     matcher: Arc<Matcher>,
+}
+
+impl Entry {
+    fn new(policy: Arc<Policy>) -> Self {
+        Self { matcher: Arc::new(Matcher::new(&policy)), policy }
+    }
+}
+
+/// The lists that workloads have, each once: many workloads have the same.
+#[derive(Debug, Default)]
+pub(super) struct Lists(Mutex<HashMap<Box<[usize]>, Arc<RuleList>>>);
+
+impl Lists {
+    pub(super) fn get(&self, policies: Vec<Arc<Matcher>>) -> Arc<RuleList> {
+        // By where they are: a list holds its policies, so that nothing else is there as long as it stands.
+        let key = policies.iter().map(|policy| Arc::as_ptr(policy).addr()).collect();
+        let mut lists = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        lists.entry(key).or_insert_with(|| Arc::new(RuleList::new(policies))).clone()
+    }
+
+    /// Without those that no workload has any more.
+    fn in_use(&self) -> Self {
+        let lists = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let used = lists.iter().filter(|(_, list)| Arc::strong_count(list) > 1);
+        Self(Mutex::new(used.map(|(key, list)| (key.clone(), list.clone())).collect()))
+    }
 }

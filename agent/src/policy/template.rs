@@ -57,6 +57,14 @@ impl PathTemplate {
         Ok(Self { text: text.into(), segments: segments.into() })
     }
 
+    /// What every path that fits begins with.
+    pub(super) fn literal(&self) -> &str {
+        let (before, after) = self.text.split_at(self.text.find('{').unwrap_or(self.text.len()));
+        // `/a/{**}` is fit by `/a` too.
+        let bare = before.strip_suffix('/').filter(|_| after.starts_with("{**}"));
+        bare.unwrap_or(before)
+    }
+
     pub fn matches(&self, path: &str) -> bool {
         let Some(rest) = path.strip_prefix('/') else { return false };
         let given: Vec<&str> = rest.split('/').collect();

@@ -563,3 +563,446 @@ fn a_later_policy_replaces_one_of_the_same_name() {
     ];
     assert!(compile(policies, &[]).evaluate(&conn(CLIENT), None).is_allow());
 }
+
+const GET: Asked = Asked { method: "GET", host: "Shop.Example:80", path: "/api/orders", headers: &[] };
+
+#[derive(Clone, Copy)]
+struct Asked {
+    method: &'static str,
+    host: &'static str,
+    path: &'static str,
+    headers: &'static [(&'static str, &'static [u8])],
+}
+
+impl Asked {
+    fn with<T>(self, ask: impl FnOnce(&Request<'_>) -> T) -> T {
+        let mut headers = http::HeaderMap::new();
+        for (name, value) in self.headers {
+            headers.append(*name, http::HeaderValue::from_bytes(value).unwrap());
+        }
+        let Self { method, host, path, .. } = self;
+        ask(&Request { method, host, path, query: Some("q=1"), headers: &headers })
+    }
+
+    fn of(self, compiled: &Compiled) -> Verdict {
+        self.with(|request| compiled.evaluate(&conn(CLIENT), Some(request)))
+    }
+}
+
+/// As [`matches`], for a request; whatever it says, a connection alone must leave it open.
+fn request_matches(m: &Match, asked: Asked) -> bool {
+    let with =
+        |action| compile(vec![policy("own/p", Scope::Namespace, action, vec![group(vec![m.clone()])])], &[]);
+    let (allow, deny) = (with(Action::Allow), with(Action::Deny));
+    assert_eq!(asked.of(&allow).is_allow(), !asked.of(&deny).is_allow(), "{m:?}");
+    for compiled in [&allow, &deny] {
+        assert_eq!(compiled.on_connection(&conn(CLIENT)), Connection::PerRequest, "{m:?}");
+        let unread = compiled.evaluate(&conn(CLIENT), None);
+        assert!(matches!(unread, Verdict::Deny { why: Why::NotHttp, .. }), "{m:?}: {unread}");
+        assert_eq!(compiled.kernel_plan().default, InboundAction::Steer, "{m:?}");
+        assert!(compiled.needs_http(8080));
+    }
+    asked.of(&allow).is_allow()
+}
+
+#[test]
+fn fields_of_requests() {
+    use StringMatch::Presence;
+    let template = |text: &str| PathMatch::Template(PathTemplate::parse(text).unwrap());
+    let path = PathMatch::String;
+    let no_host = Asked { host: "", ..GET };
+    let hosts = [
+        (vec![exact("shop.example:80")], GET, true),
+        (vec![exact("SHOP.EXAMPLE:80")], GET, true),
+        (vec![exact("shop.example")], GET, false),
+        (vec![prefix("SHOP.")], GET, true),
+        (vec![suffix(":80")], GET, true),
+        (vec![suffix(":8080")], GET, false),
+        (vec![Presence], GET, true),
+        (vec![Presence], no_host, false),
+        (vec![exact("")], no_host, true),
+    ];
+    for (values, asked, fits) in hosts {
+        let (one, none) = (values.clone(), values);
+        assert_eq!(
+            request_matches(&Match { hosts: one.clone(), ..Match::default() }, asked),
+            fits,
+            "{one:?}"
+        );
+        let negative = Match { not_hosts: none, ..Match::default() };
+        assert_eq!(request_matches(&negative, asked), !fits, "not {one:?}");
+    }
+    let methods = [(vec![exact("GET")], true), (vec![exact("get")], false), (vec![prefix("G")], true)];
+    for (values, fits) in methods {
+        let positive = Match { methods: values.clone(), ..Match::default() };
+        assert_eq!(request_matches(&positive, GET), fits, "{values:?}");
+        let negative = Match { not_methods: values.clone(), ..Match::default() };
+        assert_eq!(request_matches(&negative, GET), !fits, "not {values:?}");
+    }
+    let paths = [
+        (vec![path(exact("/api/orders"))], true),
+        // Without its query, and with regard to case.
+        (vec![path(exact("/api/orders?q=1"))], false),
+        (vec![path(exact("/API/orders"))], false),
+        (vec![path(prefix("/api/"))], true),
+        (vec![path(suffix("/orders"))], true),
+        (vec![path(Presence)], true),
+        (vec![template("/api/{*}")], true),
+        (vec![template("/{*}")], false),
+        (vec![template("/{**}/orders")], true),
+        (vec![template("/api/orders/{**}")], true),
+        (vec![template("/x/{**}"), path(exact("/api/orders"))], true),
+    ];
+    for (values, fits) in paths {
+        let positive = Match { paths: values.clone(), ..Match::default() };
+        assert_eq!(request_matches(&positive, GET), fits, "{values:?}");
+        let negative = Match { not_paths: values.clone(), ..Match::default() };
+        assert_eq!(request_matches(&negative, GET), !fits, "not {values:?}");
+    }
+}
+
+#[test]
+fn headers() {
+    use StringMatch::Presence;
+    let once = Asked { headers: &[("x-v", b"1")], ..GET };
+    let twice = Asked { headers: &[("x-v", b"1"), ("x-v", b"2")], ..GET };
+    let empty = Asked { headers: &[("x-v", b"")], ..GET };
+    let odd = Asked { headers: &[("x-v", b"1\xff")], ..GET };
+    let cases = [
+        ("x-v", vec![exact("1")], once, true),
+        ("x-v", vec![exact("2"), exact("1")], once, true),
+        ("x-v", vec![Presence], once, true),
+        // A second one does not hide behind the first.
+        ("x-v", vec![exact("1")], twice, false),
+        ("x-v", vec![exact("1,2")], twice, true),
+        ("x-v", vec![prefix("1")], twice, true),
+        ("x-v", vec![suffix("2")], twice, true),
+        // Sent and empty is not the same as not sent.
+        ("x-v", vec![exact("")], empty, true),
+        ("x-v", vec![prefix("")], empty, true),
+        ("x-v", vec![Presence], empty, false),
+        ("x-v", vec![exact("")], GET, false),
+        ("x-v", vec![prefix("")], GET, false),
+        ("x-v", vec![Presence], GET, false),
+        // What is no text is compared all the same.
+        ("x-v", vec![prefix("1")], odd, true),
+        ("x-v", vec![exact("1")], odd, false),
+        ("host", vec![exact("Shop.Example:80")], GET, true),
+        (":authority", vec![prefix("Shop.")], GET, true),
+        (":method", vec![exact("GET")], GET, true),
+        (":path", vec![exact("/api/orders?q=1")], GET, true),
+    ];
+    for (name, values, asked, fits) in cases {
+        let header = |one_of: Vec<StringMatch>, none_of| Match {
+            headers: vec![HeaderMatch { name: name.into(), one_of, none_of }],
+            ..Match::default()
+        };
+        assert_eq!(request_matches(&header(values.clone(), vec![]), asked), fits, "{name} {values:?}");
+        assert_eq!(request_matches(&header(vec![], values.clone()), asked), !fits, "{name} not {values:?}");
+    }
+    // All of several have to hold, and one without values is none.
+    let header = |name: &str, values: Vec<StringMatch>| HeaderMatch {
+        name: name.into(),
+        one_of: values,
+        none_of: vec![],
+    };
+    let with = |headers| Match { headers, ..Match::default() };
+    let both = with(vec![header("x-v", vec![exact("1")]), header("x-w", vec![exact("1")])]);
+    assert!(!request_matches(&both, once));
+    let all = compile(
+        vec![policy(
+            "own/p",
+            Scope::Namespace,
+            Action::Allow,
+            vec![group(vec![with(vec![header("x-v", vec![])])])],
+        )],
+        &[],
+    );
+    assert!(!once.of(&all).is_allow(), "a match in which nothing has values never holds");
+}
+
+#[test]
+fn other_names_of_the_client() {
+    let cases: Vec<(&str, Match, Match, bool, bool)> = vec![
+        (
+            "trust domain",
+            Match { trust_domains: vec![exact("td")], ..Match::default() },
+            Match { not_trust_domains: vec![exact("td")], ..Match::default() },
+            true,
+            false,
+        ),
+        (
+            "no trust domain",
+            Match { trust_domains: vec![exact("")], ..Match::default() },
+            Match { not_trust_domains: vec![exact("")], ..Match::default() },
+            false,
+            true,
+        ),
+        (
+            "remote address",
+            Match { remote_ips: vec!["10.0.0.0/24".parse().unwrap()], ..Match::default() },
+            Match { not_remote_ips: vec!["10.0.0.0/24".parse().unwrap()], ..Match::default() },
+            true,
+            true,
+        ),
+        (
+            "no server name",
+            Match { snis: vec![StringMatch::Presence], ..Match::default() },
+            Match { not_snis: vec![StringMatch::Presence], ..Match::default() },
+            false,
+            false,
+        ),
+    ];
+    for (what, positive, negative, client, nobody) in cases {
+        for (source, fits) in [(CLIENT, client), (None, nobody)] {
+            assert_eq!(matches(positive.clone(), &conn(source)), fits, "{what} {source:?}");
+            assert_eq!(matches(negative.clone(), &conn(source)), !fits, "not {what} {source:?}");
+        }
+    }
+    let sni = Conn { sni: Some("db.example".into()), ..conn(None) };
+    assert!(matches(Match { snis: vec![suffix(".example")], ..Match::default() }, &sni));
+    for (value, fits) in [
+        (exact("web.shop.serviceaccount.identity.linkerd.td"), true),
+        (exact("web.shop.serviceaccount.identity.other.td"), false),
+        (suffix(".shop.serviceaccount.identity.linkerd.td"), true),
+        (StringMatch::Presence, true),
+        (prefix(""), true),
+    ] {
+        let m = Match { linkerd_identities: vec![value.clone()], ..Match::default() };
+        assert_eq!(matches(m.clone(), &conn(CLIENT)), fits, "{value:?}");
+        assert!(!matches(m, &conn(None)), "{value:?}");
+    }
+}
+
+#[test]
+fn what_cannot_be_evaluated_never_matches() {
+    let never = Group { never: Some("it wants a token".into()), ..Group::default() };
+    let with = |action| policy("own/p", Scope::Namespace, action, vec![never.clone()]);
+    let allow = compile(vec![with(Action::Allow)], &[]);
+    assert!(!allow.evaluate(&conn(CLIENT), None).is_allow());
+    let told = allow.explain(&conn(CLIENT), None).considered;
+    assert!(told[0].rules[0].because.contains("it wants a token"), "{told:?}");
+    // Beside others it takes nothing away.
+    let both = Policy { groups: vec![never.clone(), Group::default()], ..with(Action::Allow) };
+    let verdict = compile(vec![both], &[]).evaluate(&conn(CLIENT), None);
+    assert_eq!(verdict.to_string(), "allowed by policy own/p#1");
+}
+
+#[test]
+fn an_audit_decides_nothing_and_is_seen() {
+    let audit = policy("own/a", Scope::Namespace, Action::Audit, vec![Group::default()]);
+    let compiled = compile(vec![audit], &[]);
+    assert!(compiled.evaluate(&conn(None), None).is_allow());
+    let told: Vec<_> = compiled.audited(&conn(None), None).iter().map(ToString::to_string).collect();
+    assert_eq!(told, ["own/a#0"]);
+    assert_eq!(compiled.kernel_plan().default, InboundAction::Steer);
+}
+
+#[test]
+fn http_is_read_only_on_ports_that_need_it() {
+    let request = |ports: Vec<u16>, not_ports: Vec<u16>| Match {
+        methods: vec![exact("GET")],
+        destination_ports: ports,
+        not_destination_ports: not_ports,
+        ..Match::default()
+    };
+    let port = |port| Match { destination_ports: vec![port], ..Match::default() };
+    let cases: Vec<(&str, Vec<Rule>, bool, bool)> = vec![
+        ("everywhere", vec![Rule { matches: vec![request(vec![], vec![])] }], true, true),
+        ("on one port", vec![Rule { matches: vec![request(vec![80], vec![])] }], true, false),
+        ("on all but one", vec![Rule { matches: vec![request(vec![], vec![80])] }], false, true),
+        (
+            "on one port by another rule",
+            vec![Rule { matches: vec![request(vec![], vec![])] }, Rule { matches: vec![port(80)] }],
+            true,
+            false,
+        ),
+        (
+            "beside another port",
+            vec![Rule { matches: vec![request(vec![80], vec![]), port(81)] }],
+            true,
+            false,
+        ),
+        ("never", vec![Rule { matches: vec![request(vec![80], vec![80])] }], false, false),
+        ("nothing of requests", vec![Rule { matches: vec![port(80)] }], false, false),
+    ];
+    for (what, rules, on_80, on_81) in cases {
+        for action in [Action::Allow, Action::Deny, Action::Audit] {
+            let groups = vec![Group { rules: rules.clone(), never: None }];
+            let compiled = compile(vec![policy("own/p", Scope::Namespace, action, groups)], &[]);
+            assert_eq!((compiled.needs_http(80), compiled.needs_http(81)), (on_80, on_81), "{what}");
+        }
+    }
+}
+
+#[test]
+fn an_explanation_says_which_field_decided() {
+    let m = Match { namespaces: vec![exact("test"), prefix("dev")], ..Match::default() };
+    let ports = Match { destination_ports: vec![8080], not_namespaces: vec![exact("x")], ..Match::default() };
+    let policies = vec![
+        policy("own/a", Scope::Namespace, Action::Allow, vec![group(vec![m]), group(vec![ports])]),
+        policy(
+            "own/d",
+            Scope::Namespace,
+            Action::Deny,
+            vec![group(vec![Match {
+                methods: vec![exact("DELETE")],
+                hosts: vec![exact("a.example")],
+                ..Match::default()
+            }])],
+        ),
+    ];
+    let compiled = compile(policies, &["own/missing"]);
+    let told = GET.with(|request| compiled.explain(&conn(CLIENT), Some(request)));
+    let because: Vec<_> = told
+        .considered
+        .iter()
+        .flat_map(|c| {
+            c.rules.iter().map(move |rule| format!("{} {} {}", c.resource, rule.matched, rule.because))
+        })
+        .collect();
+    assert_eq!(
+        because,
+        [
+            r#"own/d false to.methods: "GET" is none of [DELETE]"#,
+            r#"own/a false source.namespaces: "shop" is none of [test, dev*]"#,
+            r#"own/a true to.ports: 8080 is one of [8080], source.notNamespaces: "shop" is none of [x]"#,
+        ]
+    );
+    let json = serde_json::to_value(&told).unwrap();
+    assert_eq!(json["verdict"], "deny");
+    assert_eq!(json["cause"], "unknown_policy");
+    assert_eq!(json["by"][0], "own/missing");
+    assert_eq!(json["considered"][0]["resource"], "own/missing");
+    assert_eq!(json["considered"][2]["rules"][1]["matched"], true);
+    let unread = compiled.explain(&conn(CLIENT), None);
+    assert_eq!(
+        unread.considered[1].rules[0].because,
+        "to.methods: depends on the request, of [DELETE], to.hosts: depends on the request, of [a.example]"
+    );
+}
+
+/// How many matches were compared.
+fn cost<T>(decide: impl FnOnce() -> T) -> (T, usize) {
+    let before = super::matcher::JUDGED.get();
+    let answer = decide();
+    (answer, super::matcher::JUDGED.get() - before)
+}
+
+/// One way in which many rules differ from each other.
+type Differing = fn(usize) -> Match;
+
+const DIFFERING: &[(&str, Differing)] = &[
+    ("namespace", |n| Match { namespaces: vec![exact(&format!("n{n}"))], ..Match::default() }),
+    ("principal", |n| Match { principals: vec![exact(&format!("td/ns/n{n}/sa/a"))], ..Match::default() }),
+    ("principal's prefix", |n| Match {
+        principals: vec![prefix(&format!("td/ns/n{n}/"))],
+        ..Match::default()
+    }),
+    ("account", |n| Match {
+        service_accounts: vec![ServiceAccount {
+            namespace: "n".into(),
+            service_account: format!("a{n}").into(),
+        }],
+        ..Match::default()
+    }),
+    ("Linkerd identity", |n| Match {
+        linkerd_identities: vec![prefix(&format!("a{n}.n"))],
+        ..Match::default()
+    }),
+    ("source", |n| Match {
+        source_ips: vec![format!("172.16.{}.{}/32", n / 256, n % 256).parse().unwrap()],
+        ..Match::default()
+    }),
+    ("port and source", |n| Match {
+        destination_ports: vec![8080],
+        source_ips: vec![format!("172.16.{}.{}/32", n / 256, n % 256).parse().unwrap()],
+        ..Match::default()
+    }),
+    ("port", |n| Match { destination_ports: vec![u16::try_from(10_000 + n).unwrap()], ..Match::default() }),
+    ("path of one client's", |n| Match {
+        namespaces: vec![exact("shop")],
+        paths: vec![PathMatch::String(prefix(&format!("/p{n}/")))],
+        ..Match::default()
+    }),
+    ("path of another's", |n| Match {
+        namespaces: vec![exact("other")],
+        paths: vec![PathMatch::String(exact(&format!("/p{n}")))],
+        ..Match::default()
+    }),
+    ("template", |n| Match {
+        paths: vec![PathMatch::Template(PathTemplate::parse(&format!("/p{n}/{{*}}")).unwrap())],
+        ..Match::default()
+    }),
+    ("host", |n| Match { hosts: vec![suffix(&format!("{n}.Example"))], ..Match::default() }),
+    ("header", |n| Match {
+        headers: vec![HeaderMatch {
+            name: "x-v".into(),
+            one_of: vec![exact(&n.to_string())],
+            none_of: vec![],
+        }],
+        ..Match::default()
+    }),
+];
+
+#[test]
+fn a_decision_looks_at_as_few_rules_among_thousands_as_among_ten() {
+    let one_policy = |n: usize, action, differing: &Differing| {
+        vec![policy("own/p", Scope::Namespace, action, (0..n).map(|n| group(vec![differing(n)])).collect())]
+    };
+    let many_policies = |n: usize, action, differing: &Differing| {
+        let one =
+            |n| policy(&format!("own/p{n:05}"), Scope::Namespace, action, vec![group(vec![differing(n)])]);
+        (0..n).map(one).collect()
+    };
+    let many_matches = |n: usize, action, differing: &Differing| {
+        vec![policy("own/p", Scope::Namespace, action, vec![group((0..n).map(differing).collect())])]
+    };
+    type Shape<'a> = (&'a str, &'a dyn Fn(usize, Action, &Differing) -> Vec<Policy>);
+    let shapes: [Shape<'_>; 3] =
+        [("rules", &one_policy), ("policies", &many_policies), ("matches of one rule", &many_matches)];
+    for (shape, policies) in shapes {
+        for (field, differing) in DIFFERING {
+            for action in [Action::Allow, Action::Deny] {
+                let costs = [10, 500].map(|n| {
+                    let compiled = compile(policies(n, action, differing), &[]);
+                    let judged = |source| {
+                        let asked = GET.with(|r| cost(|| compiled.evaluate(&conn(source), Some(r))).1);
+                        asked.max(cost(|| compiled.on_connection(&conn(source))).1)
+                    };
+                    judged(CLIENT).max(judged(None))
+                });
+                assert!(costs[1] <= costs[0].max(2), "{action:?} {shape} by {field}: {costs:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn only_what_changed_is_compiled_again() {
+    let p = |name: &str, scope, port| {
+        let m = Match { destination_ports: vec![port], ..Match::default() };
+        policy(name, scope, Action::Deny, vec![group(vec![m])])
+    };
+    let (own, other) = (p("own/p", Scope::Namespace, 1), p("other/p", Scope::Namespace, 1));
+    let mtls = WorkloadMtls::default();
+    let [of_own, of_other] = ["own", "other"].map(|namespace| Subject::named(namespace, &[], &mtls));
+    let before = PolicySet::new([own.clone(), other.clone()], MtlsDefaults::default());
+    let compiled = [&of_own, &of_other].map(|subject| before.recompile(subject, None));
+    assert!(
+        Arc::ptr_eq(&compiled[0].deny, &before.compile(&of_own).deny),
+        "workloads with the same policies share them"
+    );
+
+    let after = before.next([p("own/p", Scope::Namespace, 2), other], MtlsDefaults::default(), None);
+    let again = after.recompile(&of_own, Some(&compiled[0]));
+    assert!(!Arc::ptr_eq(&again, &compiled[0]));
+    assert!(!again.evaluate(&Conn { destination_port: 2, ..conn(None) }, None).is_allow());
+    let again = after.recompile(&of_other, Some(&compiled[1]));
+    assert!(Arc::ptr_eq(&again, &compiled[1]), "nothing of it has changed");
+    assert!(Arc::ptr_eq(&after.compile(&of_other).deny, &compiled[1].deny));
+    // What is gone is gone, also from what is kept.
+    let none = after.next([own], MtlsDefaults::default(), None);
+    let gone = none.recompile(&of_other, Some(&compiled[1]));
+    assert!(gone.evaluate(&Conn { destination_port: 1, ..conn(None) }, None).is_allow());
+}

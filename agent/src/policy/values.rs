@@ -9,6 +9,7 @@ use ipnet::IpNet;
 
 use crate::model::{CidrTable, cidr};
 
+use super::index::{Key, account_key};
 use super::rules::{PathMatch, ServiceAccount, StringMatch};
 use super::template::PathTemplate;
 
@@ -51,6 +52,14 @@ impl Strings {
         Self::Many(Box::new(many))
     }
 
+    /// What each value asks for. None: one asks for nothing that narrows.
+    pub(super) fn keys(&self) -> Option<Vec<Key<'_>>> {
+        match self {
+            Self::Few(values) => values.iter().map(key).collect(),
+            Self::Many(many) => many.keys(),
+        }
+    }
+
     pub(super) fn fit(&self, value: &[u8]) -> bool {
         match self {
             Self::Few(values) => values.iter().any(|one| fits(one, value)),
@@ -72,6 +81,15 @@ pub(super) fn fits(one: &StringMatch, value: &[u8]) -> bool {
     }
 }
 
+fn key(one: &StringMatch) -> Option<Key<'_>> {
+    match one {
+        StringMatch::Exact(text) => Some(Key::Exact(text.as_bytes().into())),
+        StringMatch::Prefix(text) if !text.is_empty() => Some(Key::Prefix(text.as_bytes())),
+        StringMatch::Suffix(text) if !text.is_empty() => Some(Key::Suffix(text.as_bytes())),
+        StringMatch::Prefix(_) | StringMatch::Suffix(_) | StringMatch::Presence => None,
+    }
+}
+
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct ManyStrings {
     exact: HashSet<Box<[u8]>>,
@@ -81,6 +99,16 @@ pub(super) struct ManyStrings {
 }
 
 impl ManyStrings {
+    fn keys(&self) -> Option<Vec<Key<'_>>> {
+        if self.presence || self.prefixes.texts.contains(&[][..]) || self.suffixes.texts.contains(&[][..]) {
+            return None;
+        }
+        let exact = self.exact.iter().map(|text| Key::Exact((&**text).into()));
+        let prefixes = self.prefixes.texts.iter().map(|text| Key::Prefix(text));
+        let suffixes = self.suffixes.texts.iter().map(|text| Key::Suffix(text));
+        Some(exact.chain(prefixes).chain(suffixes).collect())
+    }
+
     fn fit(&self, value: &[u8]) -> bool {
         (self.presence && !value.is_empty())
             || self.exact.contains(value)
@@ -129,30 +157,43 @@ impl Paths {
         Self { strings: Strings::new(&strings, as_is), templates: templates.into() }
     }
 
+    pub(super) fn keys(&self) -> Option<Vec<Key<'_>>> {
+        let templates = self.templates.iter().map(|template| Key::Prefix(template.literal().as_bytes()));
+        Some(self.strings.keys()?.into_iter().chain(templates).collect())
+    }
+
     pub(super) fn fit(&self, path: &str) -> bool {
         self.strings.fit(path.as_bytes()) || self.templates.iter().any(|template| template.matches(path))
     }
 }
 
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Nets {
-    Few(Box<[IpNet]>),
-    Many(CidrTable<()>),
+pub(super) struct Nets {
+    /// Sorted.
+    list: Box<[IpNet]>,
+    /// Of many.
+    table: Option<CidrTable<()>>,
 }
 
 impl Nets {
     pub(super) fn new(nets: &[IpNet]) -> Self {
-        match nets.len() < MANY {
-            true => Self::Few(nets.iter().copied().map(cidr::canonical).collect()),
-            false => Self::Many(nets.iter().copied().collect()),
-        }
+        let mut list: Vec<_> = nets.iter().copied().map(cidr::canonical).collect();
+        list.sort_unstable();
+        list.dedup();
+        let table = (list.len() >= MANY).then(|| list.iter().copied().collect());
+        Self { list: list.into(), table }
     }
 
     pub(super) fn contain(&self, ip: IpAddr) -> bool {
-        match self {
-            Self::Few(nets) => nets.iter().any(|net| net.contains(&ip.to_canonical())),
-            Self::Many(table) => table.contains(ip),
+        match &self.table {
+            None => self.list.iter().any(|net| net.contains(&ip.to_canonical())),
+            Some(table) => table.contains(ip),
         }
+    }
+
+    /// None: one holds every address.
+    pub(super) fn keys(&self) -> Option<Vec<Key<'_>>> {
+        self.list.iter().map(|net| (net.prefix_len() > 0).then_some(Key::Net(*net))).collect()
     }
 }
 
@@ -189,6 +230,13 @@ impl Accounts {
             of.insert(account.service_account.clone());
         }
         Self(by_namespace)
+    }
+
+    pub(super) fn keys(&self) -> Vec<Key<'_>> {
+        let accounts = |(namespace, accounts): (&'_ Arc<str>, &'_ HashSet<Arc<str>>)| {
+            accounts.iter().map(|account| account_key(namespace, account)).collect::<Vec<_>>()
+        };
+        self.0.iter().flat_map(accounts).collect()
     }
 
     pub(super) fn contain(&self, namespace: &str, account: &str) -> bool {

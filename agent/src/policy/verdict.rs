@@ -3,6 +3,9 @@
 use std::fmt;
 use std::sync::Arc;
 
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
+
 use super::mtls::MtlsOrigin;
 use super::resource::ResourceRef;
 
@@ -102,6 +105,24 @@ impl Why {
             Self::NoRoute => "no_route",
             Self::Custom => "custom_unsupported",
         }
+    }
+}
+
+impl Serialize for Verdict {
+    /// `{"verdict": "deny", "cause": "deny_matched", "by": ["…#0"], "message": "denied by …"}`
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("verdict", if self.is_allow() { "allow" } else { "deny" })?;
+        let by: Vec<&By> = match self {
+            Self::Allow { by } => by.iter().collect(),
+            Self::Deny { by, why } => {
+                map.serialize_entry("cause", why.cause())?;
+                by.iter().collect()
+            }
+        };
+        map.serialize_entry("by", &by.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+        map.serialize_entry("message", &self.to_string())?;
+        map.end()
     }
 }
 

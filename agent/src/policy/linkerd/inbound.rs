@@ -81,12 +81,13 @@ pub struct Route {
 /// Who is admitted.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Authorization {
-    pub policy: Policy,
+    pub policy: Arc<Policy>,
     pub(super) matcher: Arc<Matcher>,
 }
 
 impl Authorization {
     pub(super) fn new(policy: Policy) -> Arc<Self> {
+        let policy = Arc::new(policy);
         Arc::new(Self { matcher: Arc::new(Matcher::new(&policy)), policy })
     }
 }
