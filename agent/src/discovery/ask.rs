@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use super::Snapshot;
 use super::manifest::Manifest;
-use crate::model::{SpiffeId, Workload};
+use crate::model::{MtlsMode, SpiffeId, Workload};
 use crate::policy::{
-    Compiled, Conn, Defect, MtlsDefaults, PathNormalization, PolicySet, Request, Resources, Settings,
-    Subject, Verdict,
+    Compiled, Conn, Considered, Defect, Explanation, MtlsDefaults, PathNormalization, PolicySet, Request,
+    ResourceRef, Resources, Settings, Subject, Verdict,
 };
 
 /// As it is typed, and as the agent is asked.
@@ -82,8 +82,34 @@ pub struct Answer {
     pub reason: String,
     /// The resources that decided, with the rule.
     pub decided_by: Vec<String>,
+    /// Who calls, as it was understood: identity (none is plaintext) and address.
+    pub from: From,
+    /// `namespace/name` of the pod that is called.
+    pub to: String,
+    pub port: u16,
+    /// Mutual TLS on this port, and who asks for it.
+    pub mtls: Mtls,
+    /// Every policy that was considered, in the order in which they are asked, with each rule.
+    pub policies: Vec<serde_json::Value>,
+    /// What of these policies could not be taken as it stands, and what holds instead.
+    pub defects: Vec<String>,
     /// What it would be if the policies that only run dry were in force; none where there are none.
     pub dry_run: Option<DryRun>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct From {
+    pub identity: Option<String>,
+    pub address: IpAddr,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mtls {
+    pub mode: MtlsMode,
+    /// `mesh`, `namespace`, `workload` or `port`: the level that set it.
+    pub level: String,
+    /// The PeerAuthentication that set it; none where none does.
+    pub resource: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,14 +140,28 @@ impl Word {
 }
 
 impl Question {
-    pub fn answer(&self, policy: &Compiled) -> Answer {
+    pub fn answer(&self, policy: &Compiled, resources: Option<&Resources>) -> Answer {
         let request = self.request.as_ref().map(AskedRequest::as_request);
-        let verdict = policy.evaluate(&self.conn, request.as_ref());
+        let Explanation { verdict, considered } = policy.explain(&self.conn, request.as_ref());
         let dry_run = policy.dry_run(&self.conn, request.as_ref());
+        let subject = Subject::from(&*self.to);
+        let mut policies: Vec<Considered> = considered;
+        let left = resources.iter().flat_map(|resources| resources.istio.left_to_others(&subject));
+        policies.extend(left.map(|(resource, target)| left_to(resource, &target, &subject)));
+        let (mode, level, by) = policy.mtls_on(self.conn.destination_port);
         Answer {
             verdict: Word::of(&verdict),
             cause: cause(&verdict).into(),
             reason: verdict.to_string(),
+            from: From {
+                identity: self.conn.source.as_ref().map(ToString::to_string),
+                address: self.conn.source_ip,
+            },
+            to: format!("{}/{}", self.to.namespace, self.to.name),
+            port: self.conn.destination_port,
+            mtls: Mtls { mode, level: level.to_string(), resource: by.map(ToString::to_string) },
+            defects: defects(&policies, resources),
+            policies: policies.iter().filter_map(|one| serde_json::to_value(one).ok()).collect(),
             decided_by: match &verdict {
                 Verdict::Allow { by } => by.iter().map(ToString::to_string).collect(),
                 Verdict::Deny { by, .. } => by.iter().map(ToString::to_string).collect(),
@@ -133,6 +173,29 @@ impl Question {
             }),
         }
     }
+}
+
+/// A policy that another proxy enforces, or nobody.
+fn left_to(resource: ResourceRef, target: &str, subject: &Subject<'_>) -> Considered {
+    let note = match &subject.facts.waypoint {
+        Some(waypoint) => format!("it is aimed at {target} and left to the waypoint {waypoint}"),
+        None => format!("it is aimed at {target}, and no waypoint serves this pod: nobody enforces it here"),
+    };
+    Considered {
+        resource: Arc::new(resource),
+        action: None,
+        dry_run: false,
+        matched: false,
+        rules: Vec::new(),
+        note: Some(note),
+    }
+}
+
+/// Those of the resources that were considered.
+fn defects(policies: &[Considered], resources: Option<&Resources>) -> Vec<String> {
+    let considered = |defect: &&Defect| policies.iter().any(|policy| *policy.resource == defect.resource);
+    let all = resources.iter().flat_map(|resources| resources.defects());
+    all.filter(considered).map(|d| format!("{}: {}: {}", d.resource, d.field, d.message)).collect()
 }
 
 fn cause(verdict: &Verdict) -> &'static str {
@@ -164,7 +227,7 @@ impl Offline {
     pub fn answer(&self, asked: &Asked) -> Result<Answer, AskError> {
         let question = asked.resolve(self, self.resources.settings.path_normalization)?;
         let policy = self.set.compile(&Subject::from(&*question.to));
-        Ok(question.answer(&policy))
+        Ok(question.answer(&policy, Some(&self.resources)))
     }
 
     /// What of the resources could not be taken as it stands.
@@ -180,7 +243,8 @@ impl Snapshot {
     pub fn answer(&self, asked: &Asked) -> Result<Answer, AskError> {
         let normalization = self.policies().resources().map(|r| r.settings.path_normalization);
         let question = asked.resolve(self, normalization.unwrap_or_default())?;
-        Ok(question.answer(&self.policies_for(&question.to)))
+        let resources = self.policies().resources().map(|resources| &**resources);
+        Ok(question.answer(&self.policies_for(&question.to), resources))
     }
 }
 

@@ -113,6 +113,13 @@ impl Compiled {
         &self.mtls
     }
 
+    /// The mode on a port, the level that set it, and the resource, where it is known.
+    pub fn mtls_on(&self, port: u16) -> (MtlsMode, MtlsOrigin, Option<&Arc<ResourceRef>>) {
+        let (mode, origin) = self.mtls.on_port(port);
+        let [by_mode, by_ports] = &self.mtls_by;
+        (mode, origin, if origin == MtlsOrigin::Port { by_ports.as_ref() } else { by_mode.as_ref() })
+    }
+
     /// `namespace/name` of each policy in force, DENY policies first.
     pub fn policy_names(&self) -> impl Iterator<Item = &Arc<str>> {
         self.deny.policies().iter().chain(self.allow.policies()).map(|policy| policy.name())

@@ -4,7 +4,9 @@ mod args;
 mod files;
 
 use anyhow::Context;
+use serde_json::Value;
 
+use super::output::printable;
 use super::{Answer, client, output};
 use crate::discovery::ask::{self, Asked, Offline, Word};
 
@@ -43,5 +45,36 @@ fn ask_agent(args: &WhyArgs, asked: &Asked) -> anyhow::Result<ask::Answer> {
 }
 
 fn told(answer: &ask::Answer) -> String {
-    format!("{}: {}\n", answer.verdict.as_str(), answer.reason)
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_string();
+    let mut out = format!("{}: {}\n\n", answer.verdict.as_str().to_uppercase(), printable(&answer.reason));
+    let who = answer.from.identity.as_deref().unwrap_or("plaintext");
+    out += &format!("  from   {} ({})\n", printable(who), answer.from.address);
+    out += &format!("  to     {} port {}\n", printable(&answer.to), answer.port);
+    let by = answer.mtls.resource.as_ref().map(|by| format!(", by {by}")).unwrap_or_default();
+    let mode = serde_json::to_value(answer.mtls.mode).map(|mode| text(&mode)).unwrap_or_default();
+    out += &format!("  mTLS   {mode}, set for the {}{}\n", answer.mtls.level, printable(&by));
+    if let Some(dry) = &answer.dry_run {
+        out += &format!(
+            "  with dry-run policies in force: {}: {}\n",
+            dry.verdict.as_str(),
+            printable(&dry.reason)
+        );
+    }
+    for policy in &answer.policies {
+        let action = policy["action"].as_str().unwrap_or("-");
+        let matched = if policy["matched"] == true { "matches" } else { "does not match" };
+        let dry = if policy["dryRun"] == true { " (dry run)" } else { "" };
+        out += &format!("\n{} {action}{dry}: {matched}\n", printable(&text(&policy["resource"])));
+        if let Some(note) = policy["note"].as_str() {
+            out += &format!("  {}\n", printable(note));
+        }
+        for rule in policy["rules"].as_array().into_iter().flatten() {
+            let sign = if rule["matched"] == true { '+' } else { '-' };
+            out += &format!("  {sign} rule {}: {}\n", rule["index"], printable(&text(&rule["because"])));
+        }
+    }
+    for defect in &answer.defects {
+        out += &format!("\nnot as written: {}\n", printable(defect));
+    }
+    out
 }
