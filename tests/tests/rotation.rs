@@ -147,6 +147,8 @@ fn run_interrupted(w: &mut Rotating) -> Result<()> {
 
 fn restarted(w: &mut Rotating) -> Result<()> {
     let file = w.authority.papers("n2").join("root-cert.pem");
+    let (real, thief) = (w.authority.folder(), w.authority.folder().with_extension("thief"));
+    copy_files(&real, &thief)?;
     let (new, old_root) = (w.new_root()?, fs::read(&file)?);
     let before = w.roots_in_use()?;
     w.next(&["--new-root", &new])?;
@@ -166,10 +168,9 @@ fn restarted(w: &mut Rotating) -> Result<()> {
     w.both_ways().context("after a restart in the end")?;
     ensure!(fs::read(&file)? == old_root, "somebody has replaced the file");
 
-    // A thief has the old root's key, the node's way to the controller, and a high number.
-    let thief = w.authority.intermediate("root", "thief")?;
+    // A thief has what signed under the old root, the node's way to the controller, and a high number.
     fs::write(thief.join("revision"), "1000")?;
-    let (genuine, real) = (fs::read_to_string(w.controllers[0].config())?, w.authority.folder());
+    let genuine = fs::read_to_string(w.controllers[0].config())?;
     let config = genuine.replace(&real.display().to_string(), &thief.display().to_string());
     ensure!(config != genuine, "the folder is not in it:\n{config}");
     w.controllers[0].stop()?;
@@ -195,6 +196,7 @@ fn restarted(w: &mut Rotating) -> Result<()> {
 fn backup(w: &mut Rotating) -> Result<()> {
     let (ca, copy) = (w.authority.folder(), w.authority.folder().with_extension("copy"));
     copy_files(&ca, &copy)?;
+    let count = fs::read_to_string(copy.join("revision")).map_or(0, |text| text.trim().parse().unwrap_or(0));
     let (new, before) = (w.new_root()?, w.roots_in_use()?);
     w.next(&["--new-root", &new])?;
     w.next(&[])?;
@@ -206,21 +208,22 @@ fn backup(w: &mut Rotating) -> Result<()> {
         fs::remove_file(ca.join(name))?;
     }
     fs::remove_dir_all(ca.join("rotation-before"))?;
+    let seen = [w.cluster.n1.log().len(), w.cluster.n2.log().len()];
     copy_files(&copy, &ca)?;
     w.eventually("the copy is what is told", |w| Ok(w.roots_in_use()? == before))?;
-    for agent in [&w.cluster.n1, &w.cluster.n2] {
+    for (agent, seen) in [&w.cluster.n1, &w.cluster.n2].into_iter().zip(seen) {
         wait::until_true(wait::PATIENCE, "the agent refuses it", || {
-            agent.log().contains("an update of an earlier revision is refused")
+            agent.log()[seen..].contains("an update of an earlier revision is refused")
         })?;
     }
     w.both_ways().context("with both roots in use still")?;
     w.restart("n2")?;
     w.both_ways().context("after a restart, with one certificate of each root")?;
-    ensure!(w.revisions()? == [3, 3], "{:?}", w.revisions());
+    ensure!(w.revisions()? == [count + 3; 2], "{:?}", w.revisions());
 
     // The operator wants it so.
-    fs::write(ca.join("revision"), "4")?;
-    w.eventually("it is taken", |w| Ok(w.revisions()? == [4, 4]))?;
+    fs::write(ca.join("revision"), (count + 4).to_string())?;
+    w.eventually("it is taken", |w| Ok(w.revisions()? == [count + 4; 2]))?;
     w.eventually("every certificate rests on the old root", |w| {
         Ok(w.certificate_roots()?.iter().all(|root| before.contains(root)))
     })?;
