@@ -214,7 +214,9 @@ fn respell(value: &StringMatch, spell: impl Fn(&str) -> String) -> StringMatch {
 fn fits_template(template: &[&str], path: &[&str]) -> bool {
     match (template, path) {
         ([], []) => true,
-        (["{**}", rest @ ..], _) => (0..=path.len()).any(|n| fits_template(rest, &path[n..])),
+        // As Istio's reference shows it: a slash at the end is in what it stands for.
+        (["{**}", ""], _) => path.len() > 1,
+        (["{**}", rest @ ..], _) => (1..=path.len()).any(|n| fits_template(rest, &path[n..])),
         (["{*}", rest @ ..], [given, path @ ..]) => !given.is_empty() && fits_template(rest, path),
         ([text, rest @ ..], [given, path @ ..]) => text == given && fits_template(rest, path),
         _ => false,
@@ -526,7 +528,7 @@ fn fields() -> impl Strategy<Value = Match> {
     let methods = || few_of(0.12, string_match(vec!["GET", "POST", "get", "P"]));
     let path =
         string_match(vec!["/", "/api/", "/api/orders", "orders", ""]).prop_map(PathMatch::String).boxed();
-    let template = select(vec!["/api/{*}", "/{**}/orders", "/api/{**}", "/{*}/{**}"])
+    let template = select(vec!["/api/{*}", "/{**}/orders", "/api/{**}", "/{*}/{**}", "/api/{**}/"])
         .prop_map(|text| PathMatch::Template(PathTemplate::parse(text).unwrap()))
         .boxed();
     let paths = || few_of(0.12, prop_oneof![3 => path.clone(), 1 => template.clone()]);
