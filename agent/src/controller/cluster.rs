@@ -72,3 +72,6 @@ pub(super) fn publishing(
     };
     Some(join(published, known).map(|_| ()).boxed())
 }
+
+#[cfg(test)]
+mod tests;
