@@ -45,6 +45,11 @@ impl<T> CidrTable<T> {
         self.level(net).entry(key(net)).or_default()
     }
 
+    /// In no particular order.
+    pub fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.v4.iter_mut().chain(&mut self.v6).flat_map(|level| level.rows.values_mut())
+    }
+
     pub fn is_empty(&self) -> bool {
         self.v4.is_empty() && self.v6.is_empty()
     }

@@ -151,6 +151,14 @@ impl Compiled {
         }
     }
 
+    /// With the same done to what it would be with the dry-run policies.
+    #[allow(dead_code, reason = "for what comes from neither policies nor workloads")]
+    pub(super) fn with(mut self, change: impl Fn(&mut Self)) -> Self {
+        self.would.iter_mut().for_each(|would| change(would));
+        change(&mut self);
+        self
+    }
+
     pub(super) fn peer<'a>(&'a self, conn: &'a Conn, request: Option<&'a Request<'a>>) -> Peer<'a> {
         Peer::new(conn, request, &self.linkerd_namespace)
     }

@@ -58,29 +58,41 @@ pub(super) type Requirements<'a> = Vec<&'a [Fields]>;
 impl Index {
     /// Every alternative has a list of requirements, each of them a list of matches of which one has to hold.
     pub(super) fn new(alternatives: &[Requirements<'_>]) -> Self {
+        Self::of((0..).zip(alternatives).collect(), &[])
+    }
+
+    /// Of alternatives that agree in these attributes, so that those tell nothing more.
+    fn of(alternatives: Vec<(u32, &Requirements<'_>)>, settled: &[Attribute]) -> Self {
         let mut frequency: HashMap<(Attribute, Key<'_>), u32> = HashMap::new();
-        for fields in alternatives.iter().flatten().flat_map(|matches| matches.iter()) {
-            for (attribute, keys) in narrowing(fields) {
-                for key in keys {
-                    *frequency.entry((attribute.clone(), key)).or_default() += 1;
-                }
+        let matches =
+            alternatives.iter().flat_map(|(_, requirements)| requirements.iter().copied().flatten());
+        for (attribute, keys) in matches.flat_map(|fields| narrowing(fields, settled)) {
+            for key in keys {
+                *frequency.entry((attribute.clone(), key)).or_default() += 1;
             }
         }
         let mut filed: HashMap<Attribute, Filed> = HashMap::new();
         let mut rest = Vec::new();
-        for (at, requirements) in (0..).zip(alternatives) {
-            let best = requirements.iter().filter_map(|matches| best_of(matches, &frequency));
+        for (at, requirements) in &alternatives {
+            let best = requirements.iter().filter_map(|matches| best_of(matches, &frequency, settled));
             let Some((_, keys)) = best.min_by_key(|(most, _)| *most) else {
-                rest.push(at);
+                rest.push(*at);
                 continue;
             };
             for (attribute, keys) in keys {
                 let file = filed.entry(attribute).or_default();
-                keys.iter().for_each(|key| file.insert(key, at));
+                keys.iter().for_each(|key| file.insert(key, *at));
             }
         }
         let mut filed: Vec<_> = filed.into_iter().collect();
         filed.sort_by(|a, b| a.0.cmp(&b.0));
+        if settled.len() < DEEPEST {
+            let by_number: HashMap<u32, &Requirements<'_>> = alternatives.into_iter().collect();
+            for (attribute, filed) in &mut filed {
+                let settled: Vec<_> = settled.iter().chain([&*attribute]).cloned().collect();
+                filed.lists().for_each(|list| list.refine(&by_number, &settled));
+            }
+        }
         Self { filed, rest }
     }
 
@@ -91,10 +103,43 @@ impl Index {
             match attribute.of(peer) {
                 Known::Nothing => {}
                 Known::Not => show(&filed.all),
-                Known::Text(text) => filed.texts(&text, show),
-                Known::Ip(ip) => filed.nets.lookup_all(ip).for_each(|list| show(list)),
-                Known::Port(port) => filed.ports.get(&port).into_iter().for_each(|list| show(list)),
+                Known::Text(text) => filed.texts(&text, &mut |list| list.each(peer, show)),
+                Known::Ip(ip) => filed.nets.lookup_all(ip).for_each(|list| list.each(peer, show)),
+                Known::Port(port) => {
+                    filed.ports.get(&port).into_iter().for_each(|list| list.each(peer, show))
+                }
             }
+        }
+    }
+}
+
+/// How many fields after each other tell alternatives apart.
+const DEEPEST: usize = 3;
+
+/// Those that share a value.
+#[derive(Debug, Default)]
+struct List {
+    numbers: Vec<u32>,
+    /// Of many, told apart by something else.
+    finer: Option<Box<Index>>,
+}
+
+impl List {
+    fn refine(&mut self, requirements: &HashMap<u32, &Requirements<'_>>, settled: &[Attribute]) {
+        if self.numbers.len() < WORTH_IT {
+            return;
+        }
+        let of = |at: &u32| Some((*at, *requirements.get(at)?));
+        let finer = Index::of(self.numbers.iter().filter_map(of).collect(), settled);
+        if finer.rest.len() < self.numbers.len() / 2 {
+            self.finer = Some(Box::new(finer));
+        }
+    }
+
+    fn each<'a>(&'a self, peer: &Peer<'_>, show: &mut dyn FnMut(&'a [u32])) {
+        match &self.finer {
+            None => show(&self.numbers),
+            Some(finer) => finer.each(peer, show),
         }
     }
 }
@@ -107,6 +152,7 @@ type Narrowing<'a> = (Attribute, Vec<Key<'a>>);
 fn best_of<'a>(
     matches: &'a [Fields],
     frequency: &HashMap<(Attribute, Key<'a>), u32>,
+    settled: &[Attribute],
 ) -> Option<(u32, Vec<Narrowing<'a>>)> {
     let mut most = 0;
     let mut chosen = Vec::with_capacity(matches.len());
@@ -115,15 +161,15 @@ fn best_of<'a>(
             let of = |key: &Key<'a>| frequency.get(&(attribute.clone(), key.clone())).copied().unwrap_or(0);
             (keys.iter().map(of).max().unwrap_or(0), (attribute, keys))
         };
-        let (shared, field) = narrowing(fields).map(shared).min_by_key(|(shared, _)| *shared)?;
+        let (shared, field) = narrowing(fields, settled).map(shared).min_by_key(|(shared, _)| *shared)?;
         most = most.max(shared);
         chosen.push(field);
     }
     Some((most, chosen))
 }
 
-/// The positive fields of a match, of which every value asks for something.
-fn narrowing(fields: &Fields) -> impl Iterator<Item = Narrowing<'_>> {
+/// The positive fields of a match, of which every value asks for something, but for those that are settled.
+fn narrowing<'a>(fields: &'a Fields, settled: &[Attribute]) -> impl Iterator<Item = Narrowing<'a>> {
     let positive = fields.0.iter().filter(|field| !field.negative);
     positive.filter_map(|field| {
         let (attribute, keys) = match &field.values {
@@ -141,7 +187,7 @@ fn narrowing(fields: &Fields) -> impl Iterator<Item = Narrowing<'_>> {
             Values::Paths(paths) => (Attribute::Path, paths.keys()),
             Values::Header(name, values) => (Attribute::Header(name.clone()), values.keys()),
         };
-        Some((attribute, keys?))
+        (!settled.contains(&attribute)).then_some((attribute, keys?))
     })
 }
 
@@ -191,11 +237,12 @@ pub(super) fn account_key(namespace: &str, account: &str) -> Key<'static> {
 
 #[derive(Debug, Default)]
 struct Filed {
-    exact: HashMap<Box<[u8]>, Vec<u32>>,
+    exact: HashMap<Box<[u8]>, List>,
     prefixes: Affixes,
     suffixes: Affixes,
-    nets: CidrTable<Vec<u32>>,
-    ports: HashMap<u16, Vec<u32>>,
+    nets: CidrTable<List>,
+    ports: HashMap<u16, List>,
+    /// All of them, for when it is not known what to look for.
     all: Vec<u32>,
 }
 
@@ -208,14 +255,20 @@ impl Filed {
             Key::Net(net) => self.nets.entry(*net),
             Key::Port(port) => self.ports.entry(*port).or_default(),
         };
-        for list in [list, &mut self.all] {
+        for list in [&mut list.numbers, &mut self.all] {
             if list.last() != Some(&at) {
                 list.push(at);
             }
         }
     }
 
-    fn texts<'a>(&'a self, text: &[u8], show: &mut dyn FnMut(&'a [u32])) {
+    fn lists(&mut self) -> impl Iterator<Item = &mut List> {
+        let texts = [&mut self.exact, &mut self.prefixes.texts, &mut self.suffixes.texts];
+        let texts = texts.into_iter().flat_map(HashMap::values_mut);
+        texts.chain(self.ports.values_mut()).chain(self.nets.values_mut())
+    }
+
+    fn texts<'a>(&'a self, text: &[u8], show: &mut dyn FnMut(&'a List)) {
         if let Some(list) = self.exact.get(text) {
             show(list);
         }
@@ -237,11 +290,11 @@ impl Filed {
 struct Affixes {
     /// Ascending.
     lengths: Vec<usize>,
-    texts: HashMap<Box<[u8]>, Vec<u32>>,
+    texts: HashMap<Box<[u8]>, List>,
 }
 
 impl Affixes {
-    fn entry(&mut self, text: &[u8]) -> &mut Vec<u32> {
+    fn entry(&mut self, text: &[u8]) -> &mut List {
         if let Err(at) = self.lengths.binary_search(&text.len()) {
             self.lengths.insert(at, text.len());
         }

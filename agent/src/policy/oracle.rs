@@ -402,12 +402,8 @@ struct Mesh {
 impl Mesh {
     fn compile(&self) -> Compiled {
         let set = PolicySet::new(self.policies.clone(), self.defaults.clone());
-        let mut compiled = set.compile(&Subject::named(OWN_NAMESPACE, &self.named, &self.mtls));
-        compiled.stance = self.stance;
-        if let Some(would) = &mut compiled.would {
-            would.stance = self.stance;
-        }
-        compiled
+        let compiled = set.compile(&Subject::named(OWN_NAMESPACE, &self.named, &self.mtls));
+        compiled.with(|compiled| compiled.stance = self.stance)
     }
 
     fn applying(&self) -> impl Iterator<Item = &Policy> {

@@ -931,6 +931,16 @@ const DIFFERING: &[(&str, Differing)] = &[
         paths: vec![PathMatch::String(exact(&format!("/p{n}")))],
         ..Match::default()
     }),
+    ("client and source", |n| Match {
+        namespaces: vec![exact(if n % 20 == 0 { "shop" } else { "other" })],
+        source_ips: vec![format!("172.16.{}.0/24", n / 20).parse().unwrap()],
+        ..Match::default()
+    }),
+    ("client and path", |n| Match {
+        namespaces: vec![exact(if n % 20 == 0 { "shop" } else { "other" })],
+        paths: vec![PathMatch::String(exact(&format!("/p{}", n / 20)))],
+        ..Match::default()
+    }),
     ("template", |n| Match {
         paths: vec![PathMatch::Template(PathTemplate::parse(&format!("/p{n}/{{*}}")).unwrap())],
         ..Match::default()
