@@ -34,7 +34,7 @@ pub struct Explanation {
 pub struct Considered {
     #[serde(serialize_with = "as_text")]
     pub resource: Arc<ResourceRef>,
-    /// None: it is not known.
+    /// None: it is not known; or it only says what others are for, as Linkerd's Servers and routes do.
     pub action: Option<Action>,
     pub dry_run: bool,
     pub matched: bool,
@@ -63,7 +63,9 @@ impl Compiled {
         let all = self.would.as_deref().unwrap_or(self);
         let unknown = self.blocks.iter().filter_map(|block| unknown(block, all));
         let policies = [&all.deny, &all.allow, &all.audit].into_iter().flat_map(|rules| rules.policies());
-        let considered = unknown.chain(policies.map(|policy| considered(policy, &peer))).collect();
+        let istio = policies.map(|policy| considered(policy, &peer));
+        let linkerd = self.linkerd.iter().flat_map(|all| all.on_port(conn.destination_port).explain(&peer));
+        let considered = unknown.chain(istio).chain(linkerd).collect();
         Explanation { verdict: self.evaluate(conn, request), considered }
     }
 }
@@ -85,7 +87,7 @@ fn unknown(block: &Block, all: &Compiled) -> Option<Considered> {
     })
 }
 
-fn considered(matcher: &Matcher, peer: &Peer<'_>) -> Considered {
+pub(super) fn considered(matcher: &Matcher, peer: &Peer<'_>) -> Considered {
     let policy = &matcher.policy;
     let action = policy.action;
     let trace = |(index, group): (usize, &Group)| {

@@ -133,13 +133,15 @@ fn proven(identities: &[Identity]) -> Rule {
             Identity::Linkerd(name) => linkerd.push(name.clone()),
         }
     }
+    let spiffe = Match { principals: spiffe, ..Match::default() };
+    let linkerd = Match { linkerd_identities: linkerd, ..Match::default() };
     // One without any value never holds, which is what an empty list means.
-    Rule {
-        matches: vec![
-            Match { principals: spiffe, ..Match::default() },
-            Match { linkerd_identities: linkerd, ..Match::default() },
-        ],
-    }
+    let matches = match (spiffe.principals.is_empty(), linkerd.linkerd_identities.is_empty()) {
+        (_, true) => vec![spiffe],
+        (true, false) => vec![linkerd],
+        (false, false) => vec![spiffe, linkerd],
+    };
+    Rule { matches }
 }
 
 /// The client's address is in one of the networks.

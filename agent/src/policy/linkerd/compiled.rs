@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::super::compiled::{Conn, Decision};
 use super::super::peer::Peer;
 use super::super::request::Request;
+use super::super::rule_list::Found;
 use super::super::rules::Group;
 use super::super::verdict::{By, Connection, Verdict, Why};
 use super::inbound::{Inbound, Otherwise, PortPolicy, Route};
@@ -73,7 +74,9 @@ impl PortPolicy {
         if self.routes.is_empty() {
             return if server || found.depends.is_none() { self.by_server(peer) } else { depends() };
         }
-        if !server && !self.routes.iter().any(|route| route.authorizations.admit(peer).is_some()) {
+        // Of clients whose address is not known, as the kernel's plan asks, some may be admitted.
+        let some = |found: Found| found.yes.is_some() || found.depends.is_some();
+        if !server && !some(found) && !self.routes.iter().any(|route| some(route.authorizations.find(peer))) {
             return self.deny(Why::Unauthorized);
         }
         let everything =

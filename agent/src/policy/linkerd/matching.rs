@@ -83,6 +83,10 @@ impl Pattern {
     pub fn fits(&self, text: &str) -> bool {
         self.regex.is_match(text)
     }
+
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
 }
 
 impl PartialEq for Pattern {
@@ -105,6 +109,10 @@ impl Text {
 impl Path {
     pub(super) fn prefix(value: &str) -> Self {
         Self::Prefix(value.trim_end_matches('/').into())
+    }
+
+    pub(super) fn fits(&self, request: &Request<'_>) -> bool {
+        self.closeness(request).is_some()
     }
 
     fn closeness(&self, request: &Request<'_>) -> Option<(usize, usize)> {
@@ -160,15 +168,8 @@ impl RequestMatch {
             return None;
         }
         let path = self.path.closeness(request)?;
-        let sent = |(name, text): &(HeaderName, Text)| {
-            let mut values = request.headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
-            values.any(|value| text.fits(value))
-        };
-        let asked = |(name, text): &(Arc<str>, Text)| {
-            let mut pairs = query_pairs(request.query.unwrap_or_default());
-            pairs.any(|(key, value)| *key == **name && text.fits(&value))
-        };
-        let holds = self.headers.iter().all(sent) && self.queries.iter().all(asked);
+        let holds = self.headers.iter().all(|header| Self::sends(header, request))
+            && self.queries.iter().all(|query| Self::asks(query, request));
         holds.then_some(Closeness {
             host: (0, 0),
             path,
@@ -176,6 +177,17 @@ impl RequestMatch {
             headers: self.headers.len(),
             queries: self.queries.len(),
         })
+    }
+
+    /// Whether one of the values that a header has in the request fits.
+    pub(super) fn sends((name, text): &(HeaderName, Text), request: &Request<'_>) -> bool {
+        let mut values = request.headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+        values.any(|value| text.fits(value))
+    }
+
+    pub(super) fn asks((name, text): &(Arc<str>, Text), request: &Request<'_>) -> bool {
+        let mut pairs = query_pairs(request.query.unwrap_or_default());
+        pairs.any(|(key, value)| *key == **name && text.fits(&value))
     }
 }
 
@@ -197,6 +209,10 @@ pub(super) fn closeness(
 }
 
 impl Host {
+    pub(super) fn fits(&self, name: &str) -> bool {
+        self.closeness(name).is_some()
+    }
+
     fn closeness(&self, name: &str) -> Option<(usize, usize)> {
         match self {
             Self::Exact(exact) => (**exact == *name).then_some((exact.len(), exact.len())),
@@ -209,7 +225,7 @@ impl Host {
 }
 
 /// Without port and final dot, in lower case.
-fn host_name(authority: &str) -> String {
+pub(super) fn host_name(authority: &str) -> String {
     let name = match authority.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
         _ => authority,

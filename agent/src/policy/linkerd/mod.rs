@@ -7,6 +7,7 @@
 mod clients;
 mod compiled;
 mod defaults;
+mod explain;
 mod inbound;
 mod matching;
 mod read;

@@ -151,6 +151,27 @@ impl Server {
     }
 }
 
+impl Server {
+    /// Why it does not take a port of a pod. None: it would.
+    pub(super) fn misses(&self, pod: &PodFacts, port: u16) -> Option<String> {
+        let Some(pods) = &self.pods else { return Some("it is for machines outside of the cluster".into()) };
+        if !pods.selects(&pod.labels) {
+            return Some("podSelector: it does not select the pod".into());
+        }
+        match (&self.port, self.takes(pod)?) {
+            (_, Taken::Rest) => None,
+            (_, Taken::Ports(ports)) if ports.contains(&port) => None,
+            (Port::Name(name), Taken::Ports(ports)) if ports.is_empty() => {
+                Some(format!("port: no container calls one {name:?}"))
+            }
+            (Port::Name(name), Taken::Ports(ports)) => {
+                Some(format!("port: {port} is not {name:?}, which is {ports:?}"))
+            }
+            (_, Taken::Ports(ports)) => Some(format!("port: {port} is not one of {ports:?}")),
+        }
+    }
+}
+
 impl Port {
     fn read(node: &Node<'_>, faults: &mut Faults) -> Self {
         let number = node.value().as_u64().and_then(|number| u16::try_from(number).ok());

@@ -3,6 +3,7 @@
 mod authorizations;
 mod defaults;
 mod defects;
+mod explained;
 mod oracle;
 mod routes;
 mod servers;
@@ -14,7 +15,9 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use crate::model::workload::{ContainerPort, HttpProbe, PodFacts, WorkloadMtls};
 
 use super::super::compiled::Conn;
+use super::super::explain::{Considered, RuleTrace};
 use super::super::object::Object;
+use super::super::peer::Peer;
 use super::super::request::Request;
 use super::super::set::Subject;
 use super::super::settings::Settings;
@@ -80,6 +83,10 @@ impl Mesh {
 
     /// `GET /path?query header=value …`, to host `web`, unless a header `host` says otherwise.
     pub(super) fn http(&self, from: &str, port: u16, request: &str) -> String {
+        self.with_request(request, |request| self.ask(from, port, Some(request)))
+    }
+
+    fn with_request<T>(&self, request: &str, then: impl FnOnce(&Request<'_>) -> T) -> T {
         let mut words = request.split_whitespace();
         let (method, target) = (words.next().expect("a method"), words.next().expect("a path"));
         let (path, query) =
@@ -95,7 +102,29 @@ impl Mesh {
                 )),
             }
         }
-        self.ask(from, port, Some(&Request { method, host, path, query, headers: &headers }))
+        then(&Request { method, host, path, query, headers: &headers })
+    }
+
+    /// A line for each resource: `+` where it matched, its note, and its rules.
+    pub(super) fn explain(&self, from: &str, port: u16, request: &str) -> Vec<String> {
+        let line = |one: Considered| {
+            let sign = |matched| if matched { "+" } else { "-" };
+            let rule = |rule: &RuleTrace| format!("#{} {} {}", rule.index, sign(rule.matched), rule.because);
+            let parts: Vec<_> = one.note.clone().into_iter().chain(one.rules.iter().map(rule)).collect();
+            format!("{} {}: {}", sign(one.matched), one.resource.name, parts.join("; "))
+        };
+        let mut lines = Vec::new();
+        self.with_request(request, |request| {
+            self.inbound(|inbound| {
+                let conn = conn(from, port);
+                let peer = Peer::new(&conn, Some(request), "linkerd");
+                lines.extend(inbound.on_port(port).explain(&peer).into_iter().map(line));
+            });
+        });
+        let mtls = WorkloadMtls::default();
+        let subject = Subject { namespace: &self.namespace, policies: &[], mtls: &mtls, facts: &self.facts };
+        lines.extend(self.linkerd.passed_over(&subject, port).into_iter().map(line));
+        lines
     }
 
     /// The same answer whatever is sent, or `per request`.
