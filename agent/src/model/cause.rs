@@ -35,6 +35,8 @@ pub enum Cause {
     PolicyDenied,
     /// A policy changed and this live connection is no longer permitted.
     PolicyRevoked,
+    /// A policy judges requests on this port, and the connection carries none.
+    NotHttp,
     /// The CONNECT request named a destination that is not this pod's, or is not allowed as a target.
     BadTarget,
     /// The CONNECT request does not parse.
@@ -74,6 +76,7 @@ impl Cause {
             Self::NoAnswer => "no_answer",
             Self::PolicyDenied => "policy_denied",
             Self::PolicyRevoked => "policy_revoked",
+            Self::NotHttp => "not_http",
             Self::BadTarget => "bad_target",
             Self::BadRequest => "bad_request",
             Self::NoEndpoint => "no_endpoint",
@@ -91,7 +94,11 @@ impl Cause {
     pub fn response_flags(self) -> &'static str {
         match self {
             Self::Closed | Self::ClientReset | Self::ServerReset | Self::Drained => "-",
-            Self::PolicyDenied | Self::PolicyRevoked | Self::DeniedByPeer | Self::SpoofedSource => "DENY",
+            Self::PolicyDenied
+            | Self::PolicyRevoked
+            | Self::NotHttp
+            | Self::DeniedByPeer
+            | Self::SpoofedSource => "DENY",
             Self::TlsFailed => "TLS_FAILURE",
             Self::WrongIdentity | Self::TrustRevoked | Self::NoCertificate => "IDENTITY_ERROR",
             Self::TunnelFailed => "H2_HANDSHAKE_FAILURE",

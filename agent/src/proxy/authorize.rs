@@ -1,5 +1,6 @@
 //! Only here is a [`Permit`] made, and nothing is delivered without one. A permit can be taken back:
-//! when a policy changes, every live connection of the pod is judged again.
+//! when a policy changes, every live connection of the pod is judged again. Where it depends on what is
+//! requested, the permit is for requests only, each of which is judged by itself.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,7 +11,8 @@ use tokio_util::sync::CancellationToken;
 use crate::discovery::Snapshot;
 use crate::lifecycle::Stop;
 use crate::model::{Cause, ConnectionId, LocalPod, Workload};
-use crate::policy::{Compiled, Conn, Subject, Verdict};
+use crate::policy::{By, Compiled, Conn, Connection, PathNormalization, Request, Subject, Verdict};
+use crate::proxy::http::{Judge, Ruling};
 
 /// Judges connections to one pod.
 pub struct Authorizer {
@@ -19,11 +21,14 @@ pub struct Authorizer {
     live: Mutex<HashMap<ConnectionId, Live>>,
     /// What the pod was when it was last of the mesh.
     last: Mutex<Option<Arc<Workload>>>,
+    /// Counts the changes of policy.
+    changes: watch::Sender<u64>,
 }
 
 struct Live {
     conn: Conn,
     stop: Stop,
+    per_request: bool,
 }
 
 /// Policy allows this connection, until [`Permit::stop`] says otherwise.
@@ -32,6 +37,7 @@ pub struct Permit {
     authorizer: Arc<Authorizer>,
     stop: Stop,
     policy: Option<Arc<str>>,
+    requests: Option<Arc<dyn Judge>>,
 }
 
 /// Policy refuses this connection.
@@ -44,17 +50,20 @@ pub struct Denied {
 impl Authorizer {
     pub fn new(pod: Arc<LocalPod>, snapshots: watch::Receiver<Arc<Snapshot>>) -> Arc<Self> {
         let last = Mutex::new(snapshots.borrow().workload_of(&pod).cloned());
-        Arc::new(Self { pod, snapshots, live: Mutex::default(), last })
+        Arc::new(Self { pod, snapshots, live: Mutex::default(), last, changes: watch::Sender::new(0) })
     }
 
     pub fn authorize(self: &Arc<Self>, id: ConnectionId, conn: Conn, cut: &Stop) -> Result<Permit, Denied> {
         let stop = cut.child();
-        // Listed before it is judged: a policy that changes between the two is either seen by the
-        // judgement below or by the review, never by neither.
-        self.live().insert(id, Live { conn: conn.clone(), stop: stop.clone() });
-        let mut permit = Permit { id, authorizer: Arc::clone(self), stop, policy: None };
-        permit.policy = self.judge(&conn)?;
-        Ok(permit)
+        // Judged and listed in one: a policy that changes meanwhile is seen by the review.
+        let mut live = self.live();
+        let (policy, per_request) = self.judge(&conn)?;
+        live.insert(id, Live { conn: conn.clone(), stop: stop.clone(), per_request });
+        drop(live);
+        let authorizer = Arc::clone(self);
+        let requests: Option<Arc<dyn Judge>> =
+            if per_request { Some(Arc::new(Requests { authorizer: Arc::clone(self), conn })) } else { None };
+        Ok(Permit { id, authorizer, stop, policy, requests })
     }
 
     /// What the answer about `conn` would be with the policies that only run dry; none where there are none.
@@ -66,6 +75,7 @@ impl Authorizer {
     /// Judges the live connections again whenever the snapshot changes, until `stop`.
     pub async fn review(self: Arc<Self>, stop: CancellationToken) {
         let mut snapshots = self.snapshots.clone();
+        let mut before = self.standing();
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -73,20 +83,34 @@ impl Authorizer {
             }
             let policy = self.standing();
             for live in self.live().values() {
-                if !policy.evaluate(&live.conn, None).is_allow() {
+                let is_permitted = match policy.on_connection(&live.conn) {
+                    Connection::Allow(_) => true,
+                    Connection::Deny(_) => false,
+                    // What flows as bytes cannot be judged by its requests any more.
+                    Connection::PerRequest => live.per_request,
+                };
+                if !is_permitted {
                     live.stop.end(Cause::PolicyRevoked);
                 }
             }
+            if *policy != *before {
+                self.changes.send_modify(|count| *count += 1);
+            }
+            before = policy;
         }
     }
 
-    fn judge(&self, conn: &Conn) -> Result<Option<Arc<str>>, Denied> {
+    /// Who allows the connection, and whether only its requests can tell.
+    fn judge(&self, conn: &Conn) -> Result<(Option<Arc<str>>, bool), Denied> {
+        let name = |by: &By| by.resource.to_string().into();
         let snapshot = Arc::clone(&self.snapshots.borrow());
-        match snapshot.inbound_policy(&self.pod).evaluate(conn, None) {
-            Verdict::Allow { by } => Ok(by.first().map(|by| by.resource.to_string().into())),
-            Verdict::Deny { by, why } => {
-                Err(Denied { policy: by.map(|by| by.resource.to_string().into()), why: why.to_string() })
+        match snapshot.inbound_policy(&self.pod).on_connection(conn) {
+            Connection::PerRequest => Ok((None, true)),
+            Connection::Allow(verdict) => Ok((verdict.by().map(name), false)),
+            Connection::Deny(Verdict::Deny { by, why }) => {
+                Err(Denied { policy: by.as_ref().map(name), why: why.to_string() })
             }
+            Connection::Deny(verdict) => Err(Denied { policy: None, why: verdict.to_string() }),
         }
     }
 
@@ -116,6 +140,11 @@ impl Permit {
         &self.stop
     }
 
+    /// Judges its requests, where policy depends on them: only what is allowed may be delivered then.
+    pub fn requests(&self) -> Option<&Arc<dyn Judge>> {
+        self.requests.as_ref()
+    }
+
     /// `namespace/name` of the policy that allowed it, where one had to.
     pub fn policy(&self) -> Option<&Arc<str>> {
         self.policy.as_ref()
@@ -128,6 +157,29 @@ impl Drop for Permit {
     }
 }
 
+/// Judges the requests of one connection.
+struct Requests {
+    authorizer: Arc<Authorizer>,
+    conn: Conn,
+}
+
+impl Judge for Requests {
+    fn judge(&self, request: &Request<'_>) -> Ruling {
+        match self.authorizer.standing().evaluate(&self.conn, Some(request)) {
+            Verdict::Allow { by } => Ruling::Allow { by: by.into_iter().next() },
+            Verdict::Deny { by, why } => Ruling::Deny { by, cause: why.cause(), why: why.to_string() },
+        }
+    }
+
+    fn normalization(&self) -> PathNormalization {
+        PathNormalization::default()
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.authorizer.changes.subscribe()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::IpAddr;
@@ -136,6 +188,7 @@ mod tests {
     use crate::discovery::Store;
     use crate::discovery::file::parse;
     use crate::model::SpiffeId;
+    use crate::policy::{Action, Group, Kind, Match, PathMatch, Policy, Rule, Scope, StringMatch};
 
     /// One local pod, and policies as given.
     fn mesh(policies: &str, attached: &str) -> String {
@@ -232,5 +285,77 @@ policies: [{policies}]
         let cut = Stop::default();
         let denied = authorizer.authorize(ConnectionId(1), conn("good"), &cut).err().expect("denied");
         assert!(denied.why.contains("not-here") || denied.policy.as_deref() == Some("shop/not-here"));
+    }
+
+    /// Forbids, or is the only one to allow, requests whose path begins with `/admin`.
+    fn admin(action: Action) -> Policy {
+        let paths = vec![PathMatch::String(StringMatch::Prefix("/admin".into()))];
+        let matches = vec![Match { paths, ..Match::default() }];
+        Policy {
+            kind: Kind::IstioAuthorizationPolicy,
+            namespace: "shop".into(),
+            name: "admin".into(),
+            scope: Scope::Namespace,
+            action,
+            dry_run: false,
+            groups: vec![Group { rules: vec![Rule { matches }], never: None }],
+            defect: None,
+        }
+    }
+
+    fn publish_with(store: &Store, policies: &str, policy: Policy) {
+        let mut state = parse(&mesh(policies, "")).expect("a valid mesh").state;
+        state.policies.push(policy);
+        store.publish(state);
+    }
+
+    fn ruling(permit: &Permit, path: &str) -> bool {
+        let request =
+            Request { method: "GET", host: "shop", path, query: None, headers: &http::HeaderMap::new() };
+        let judge = permit.requests().expect("it depends on requests");
+        matches!(judge.judge(&request), Ruling::Allow { .. })
+    }
+
+    #[tokio::test]
+    async fn where_policy_depends_on_requests_each_is_judged_by_the_policy_of_now() {
+        let store = Store::new();
+        publish_with(&store, "", admin(Action::Deny));
+        let authorizer = authorizer(&store);
+        let cut = Stop::default();
+        tokio::spawn(Arc::clone(&authorizer).review(CancellationToken::new()));
+        let permit = authorizer.authorize(ConnectionId(1), conn("good"), &cut).expect("it may ask");
+        assert_eq!([ruling(&permit, "/admin"), ruling(&permit, "/")], [false, true]);
+        tokio::task::yield_now().await;
+        let mut changes = permit.requests().expect("judged").changes();
+
+        publish_with(&store, "", admin(Action::Allow));
+        changes.changed().await.expect("it tells of the change");
+        assert_eq!([ruling(&permit, "/admin"), ruling(&permit, "/")], [true, false]);
+
+        // Without rules on requests it goes on as it is.
+        publish(&store, "", "");
+        changes.changed().await.expect("it tells of the change");
+        assert_eq!([ruling(&permit, "/admin"), ruling(&permit, "/")], [true, true]);
+        assert!(futures::poll!(std::pin::pin!(permit.stop().ended())).is_pending());
+
+        publish(&store, DENY_BAD, "");
+        changes.changed().await.expect("it tells of the change");
+        assert!(futures::poll!(std::pin::pin!(permit.stop().ended())).is_pending());
+        publish(&store, &DENY_BAD.replace("bad]", "good]"), "");
+        assert_eq!(permit.stop().ended().await, Cause::PolicyRevoked);
+    }
+
+    #[tokio::test]
+    async fn bytes_that_nobody_can_judge_end_when_policy_comes_to_depend_on_requests() {
+        let store = Store::new();
+        publish(&store, "", "");
+        let authorizer = authorizer(&store);
+        let cut = Stop::default();
+        tokio::spawn(Arc::clone(&authorizer).review(CancellationToken::new()));
+        let permit = authorizer.authorize(ConnectionId(1), conn("good"), &cut).expect("nothing forbids it");
+        assert!(permit.requests().is_none(), "without rules on requests nobody reads them");
+        tokio::task::yield_now().await;
+        publish_with(&store, "", admin(Action::Deny));
+        assert_eq!(permit.stop().ended().await, Cause::PolicyRevoked);
     }
 }

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use http::StatusCode;
+use ::http::StatusCode;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::capture;
 use super::deliver;
 use super::end::End;
+use super::http;
 use super::node::PodProxy;
 use super::outbound::dial_cause;
 use super::tunnel::{self, Baggage, Carrier, Connect, Drain, Inbound, Reject, Respond, Target};
@@ -246,7 +247,34 @@ async fn connection(
         Err(e) => return End::refused(upstream, Cause::ClientReset, e.to_string()),
     };
     record.established();
-    deliver::copy(upstream, tunnel, Direction::Inbound, record.counts(), permit.stop()).await.into()
+    let Some(judge) = permit.requests() else {
+        return deliver::copy(upstream, tunnel, Direction::Inbound, record.counts(), permit.stop())
+            .await
+            .into();
+    };
+    let client = http::Tunnelled::new(tunnel, permit.stop().clone());
+    judged_requests(pod, client, upstream, judge, record, permit.stop()).await
+}
+
+/// Delivers the requests of `client` that policy allows.
+pub(super) async fn judged_requests(
+    pod: &PodProxy,
+    client: impl http::Transport,
+    application: TcpStream,
+    judge: &Arc<dyn http::Judge>,
+    record: &Record,
+    stop: &Stop,
+) -> End {
+    let tally = Arc::new(http::Tally::new(pod.node.telemetry.clone()));
+    let service =
+        http::Service { judge: Arc::clone(judge), observer: tally.clone(), limits: http::Limits::default() };
+    let application = http::Socket::new(application);
+    // Boxed, as in `while_wanted`.
+    let outcome = Box::pin(http::serve(client, application, service, record.counts(), stop)).await;
+    if let Some(policy) = tally.policy() {
+        record.set_policy(policy);
+    }
+    End { cause: outcome.cause, detail: outcome.detail.or_else(|| tally.told()) }
 }
 
 fn reject(respond: Respond, status: StatusCode, cause: Cause, why: String) -> End {

@@ -8,6 +8,7 @@ mod capture;
 pub mod deliver;
 mod dial;
 mod end;
+mod http;
 mod inbound;
 mod node;
 mod outbound;

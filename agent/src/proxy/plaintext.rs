@@ -8,6 +8,8 @@ use tokio::net::TcpStream;
 use super::capture::{self, Captured};
 use super::deliver;
 use super::end::{End, while_wanted};
+use super::http;
+use super::inbound::judged_requests;
 use super::node::PodProxy;
 use super::outbound::dial_cause;
 use crate::model::{AppAddr, Cause};
@@ -62,5 +64,10 @@ async fn judged(
         Err((cause, why)) => return End::refused(stream, cause, why),
     };
     record.established();
-    deliver::copy_tcp(stream, upstream, record.counts(), permit.stop()).await.into()
+    match permit.requests() {
+        None => deliver::copy_tcp(stream, upstream, record.counts(), permit.stop()).await.into(),
+        Some(judge) => {
+            judged_requests(pod, http::Socket::new(stream), upstream, judge, record, permit.stop()).await
+        }
+    }
 }

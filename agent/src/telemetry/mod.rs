@@ -128,6 +128,11 @@ impl Telemetry {
         self.inner.metrics.own.refused(direction, cause);
     }
 
+    /// A request that was not delivered, by one word for why.
+    pub fn request_denied(&self, cause: &'static str) {
+        self.inner.metrics.own.request_denied(cause);
+    }
+
     /// As [`Self::refused`], where a line in the access log would have been due but there were too many.
     pub fn unlogged(&self, direction: Direction, cause: Cause) {
         self.inner.metrics.own.unlogged(direction, cause);

@@ -13,8 +13,8 @@ mod tunnelled;
 
 pub use outcome::Outcome;
 pub use plain::copy_tcp;
-pub use tcp::{broken, reset};
-pub use tunnelled::copy;
+pub use tcp::{arm_reset, broken, disarm_reset, reset};
+pub use tunnelled::{REVOKED, copy};
 
 /// How long bytes that came before a reset may take to reach a reader who is slow, before the reset does.
 const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(1);

@@ -16,14 +16,14 @@ pub fn reset(tcp: TcpStream) {
 /// Makes whatever closes the connection send RST, and throw away what the kernel has not sent yet. Armed
 /// for as long as bytes may be missing: the kernel closes the sockets of an agent that is killed, and
 /// would end half an answer in order.
-pub(super) fn arm_reset(tcp: &TcpStream) {
+pub fn arm_reset(tcp: &TcpStream) {
     if let Err(error) = tcp.set_zero_linger() {
         tracing::debug!(%error, "setsockopt SO_LINGER: the application may see an end in order");
     }
 }
 
 /// All is over in order, and so is the close to come: the kernel sends what it still has.
-pub(super) fn disarm_reset(tcp: &TcpStream) {
+pub fn disarm_reset(tcp: &TcpStream) {
     if let Err(error) = SockRef::from(tcp).set_linger(None) {
         tracing::debug!(%error, "setsockopt SO_LINGER: the application may see a reset after its last byte");
     }

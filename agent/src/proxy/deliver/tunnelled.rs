@@ -280,4 +280,4 @@ enum Reading {
 
 /// Between two agents: our policy no longer permits this connection. HTTP/2 has no better code, and to
 /// every other peer it is an error like any.
-const REVOKED: Reason = Reason::INADEQUATE_SECURITY;
+pub const REVOKED: Reason = Reason::INADEQUATE_SECURITY;

@@ -188,7 +188,12 @@ impl Line<'_> {
 fn refused_by_us(cause: Cause) -> bool {
     matches!(
         cause,
-        Cause::PolicyDenied | Cause::BadTarget | Cause::BadRequest | Cause::Loop | Cause::SpoofedSource
+        Cause::PolicyDenied
+            | Cause::NotHttp
+            | Cause::BadTarget
+            | Cause::BadRequest
+            | Cause::Loop
+            | Cause::SpoofedSource
     )
 }
 

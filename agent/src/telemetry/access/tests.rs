@@ -265,6 +265,7 @@ fn the_page_lists_every_cause_with_its_flags() {
         NoAnswer,
         PolicyDenied,
         PolicyRevoked,
+        NotHttp,
         BadTarget,
         BadRequest,
         NoEndpoint,
@@ -281,8 +282,8 @@ fn the_page_lists_every_cause_with_its_flags() {
         match cause {
             Closed | ClientReset | ServerReset | ConnectRefused | PeerUnreachable | TlsFailed
             | WrongIdentity | TrustRevoked | TunnelFailed | DeniedByPeer | RejectedByPeer | PolicyDenied
-            | PolicyRevoked | BadTarget | BadRequest | NoEndpoint | Loop | SpoofedSource | NoCertificate
-            | Drained | PodGone | Internal | NoAnswer | Overloaded => {}
+            | PolicyRevoked | NotHttp | BadTarget | BadRequest | NoEndpoint | Loop | SpoofedSource
+            | NoCertificate | Drained | PodGone | Internal | NoAnswer | Overloaded => {}
         }
         let row = PAGE.lines().find(|l| l.starts_with(&format!("| `{}` |", cause.as_str())));
         let flags = row.and_then(|row| row.strip_suffix("` |")?.rsplit_once('`'));

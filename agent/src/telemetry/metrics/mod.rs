@@ -54,6 +54,7 @@ pub const CATALOGUE: &[MetricInfo] = &[
     own::BUILD,
     own::CONNECTIONS,
     own::REFUSED,
+    own::REQUESTS_DENIED,
     own::PODS,
     own::PASSTHROUGH_CONNECTIONS,
     own::PASSTHROUGH_SENT,

@@ -303,6 +303,7 @@ fn the_catalogue_is_what_is_rendered() {
     });
     telemetry.source("file", SourceHealth::Accepted { revision: 1 });
     telemetry.source("file", SourceHealth::Refused);
+    telemetry.request_denied("deny_matched");
     let took = Duration::from_millis(3);
     telemetry.certificate(&CertificateAttempt { took, failed: Some("deadline"), is_renewal: true });
     telemetry.watch_certificates(everything);

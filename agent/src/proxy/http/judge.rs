@@ -1,0 +1,64 @@
+//! What the HTTP path needs of whoever knows the policies, and of whoever counts.
+
+use http::StatusCode;
+use tokio::sync::watch;
+
+use crate::policy::{By, PathNormalization, Request};
+
+/// Judges the requests of one connection.
+pub trait Judge: Send + Sync {
+    /// By the policies of now.
+    fn judge(&self, request: &Request<'_>) -> Ruling;
+
+    /// How paths are compared, and forwarded.
+    fn normalization(&self) -> PathNormalization;
+
+    /// Tells that policies changed: every open request is judged again.
+    fn changes(&self) -> watch::Receiver<u64>;
+}
+
+/// The answer about one request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ruling {
+    Allow {
+        /// What allowed it, where something had to.
+        by: Option<By>,
+    },
+    Deny {
+        by: Option<By>,
+        /// One word, for metrics.
+        cause: &'static str,
+        /// For the log; the client never sees it.
+        why: String,
+    },
+}
+
+/// Is told of every request once its answer is known.
+pub trait Observer: Send + Sync {
+    fn request(&self, seen: &Seen<'_>);
+}
+
+/// One request and what became of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen<'a> {
+    pub method: &'a str,
+    pub host: &'a str,
+    /// Normalised; as sent where it has no normal form.
+    pub path: &'a str,
+    /// What the client was told; none when its connection or stream was ended without an answer.
+    pub status: Option<StatusCode>,
+    pub became: Became<'a>,
+}
+
+/// What became of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Became<'a> {
+    /// The application answered it, or broke off.
+    Allowed { by: Option<&'a By> },
+    /// Policy refused it.
+    Denied { by: Option<&'a By>, cause: &'static str, why: &'a str },
+    /// Policy allowed it, changed, and forbids it now.
+    Revoked,
+    /// It is no request that could be judged.
+    Refused { why: &'a str },
+}

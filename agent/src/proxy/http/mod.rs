@@ -1,0 +1,131 @@
+//! Requests judged one by one, on ports whose policies say something of requests.
+//!
+//! hyper reads the client's requests and writes them anew to the application, so what was judged is what
+//! arrives, and nothing that was not judged does. The application is spoken to in the version that the
+//! client speaks, over one connection for each of the client's: what is true of a connection stays true.
+
+mod answer;
+mod body;
+mod client;
+mod detect;
+mod expect;
+mod http1;
+mod http2;
+mod judge;
+mod open;
+mod request;
+mod shape;
+mod tally;
+mod tcp;
+mod tunnelled;
+mod upgrade;
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use client::Transport;
+pub use judge::{Judge, Observer, Ruling};
+pub use tally::Tally;
+pub use tcp::Socket;
+pub use tunnelled::Tunnelled;
+
+use super::deliver::Outcome;
+use crate::lifecycle::Stop;
+use crate::model::Cause;
+use crate::telemetry::Counts;
+use client::{Client, Phase};
+use detect::{NotHttp, Version, detect};
+use open::Requests;
+
+/// What one connection is served with.
+#[derive(Clone)]
+pub struct Service {
+    pub judge: Arc<dyn Judge>,
+    pub observer: Arc<dyn Observer>,
+    pub limits: Limits,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// For the first bytes of the connection to come, and to be a request's.
+    pub first_bytes: Duration,
+    /// For the head of a request, from its first byte on.
+    pub head: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { first_bytes: Duration::from_secs(10), head: Duration::from_secs(10) }
+    }
+}
+
+/// Serves the requests of `client` from `application` until either ends, or `stop` does.
+pub async fn serve(
+    mut client: impl Transport,
+    application: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    service: Service,
+    counts: &Arc<Counts>,
+    stop: &Stop,
+) -> Outcome {
+    let detected = tokio::select! {
+        detected = detect(&mut client, service.limits.first_bytes) => detected,
+        cause = stop.ended() => return Outcome { cause, detail: None },
+    };
+    let (version, ahead) = match detected {
+        Ok(detected) => detected,
+        Err(NotHttp::Nothing) => return Outcome { cause: Cause::Closed, detail: None },
+        Err(NotHttp::Broken(e)) => return Outcome { cause: Cause::ClientReset, detail: Some(e.to_string()) },
+        Err(not) => return Outcome { cause: Cause::NotHttp, detail: Some(not.to_string()) },
+    };
+    let connection = Arc::new(Connection {
+        service,
+        requests: Arc::default(),
+        phase: Phase::new(),
+        failed: OnceLock::new(),
+        tunnels: TaskTracker::new(),
+        ended: CancellationToken::new(),
+    });
+    let _ended = connection.ended.clone().drop_guard();
+    let client = Client::new(client, ahead, Arc::clone(counts), connection.phase.clone());
+    match version {
+        Version::Http1 => http1::serve(client, application, connection, stop).await,
+        Version::Http2 => http2::serve(client, application, connection, stop).await,
+    }
+}
+
+/// What the requests of one connection share.
+struct Connection {
+    service: Service,
+    requests: Arc<Requests>,
+    phase: Phase,
+    /// The first thing that went wrong which is not the client's doing.
+    failed: OnceLock<(Cause, String)>,
+    /// Streams that are no HTTP any more.
+    tunnels: TaskTracker,
+    /// Ends them.
+    ended: CancellationToken,
+}
+
+impl Connection {
+    fn fail(&self, cause: Cause, why: impl ToString) {
+        let _ = self.failed.set((cause, why.to_string()));
+    }
+
+    fn review(&self) {
+        self.requests.review(&*self.service.judge);
+    }
+
+    fn outcome(&self, otherwise: Outcome) -> Outcome {
+        match self.failed.get() {
+            Some((cause, why)) => Outcome { cause: *cause, detail: Some(why.clone()) },
+            None => otherwise,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
