@@ -147,6 +147,8 @@ impl Question {
         let subject = Subject::from(&*self.to);
         let mut policies: Vec<Considered> = considered;
         let left = resources.iter().flat_map(|resources| resources.istio.left_to_others(&subject));
+        let port = self.conn.destination_port;
+        policies.extend(resources.iter().flat_map(|resources| resources.linkerd.passed_over(&subject, port)));
         policies.extend(left.map(|(resource, target)| left_to(resource, &target, &subject)));
         let (mode, level, by) = policy.mtls_on(self.conn.destination_port);
         Answer {
