@@ -1,7 +1,7 @@
 //! Who is admitted: ServerAuthorization, and AuthorizationPolicy with its authentications.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -176,7 +176,7 @@ pub(super) fn by_default(
     access: InboundDefault,
     settings: &Settings,
 ) -> Option<Policy> {
-    let cluster: Vec<Network> = settings.cluster_networks.iter().copied().map(Network::from).collect();
+    let cluster = cluster(settings);
     let mesh = || proven(&[Identity::Any]);
     let rules = match access {
         InboundDefault::AllUnauthenticated => vec![],
@@ -186,6 +186,14 @@ pub(super) fn by_default(
         InboundDefault::Deny | InboundDefault::Audit => return None,
     };
     Some(policy(resource, Group { rules, never: None }))
+}
+
+/// What counts as the cluster where a policy names no networks. A client whose address is not known counts too:
+/// no connection has the unspecified address, only a question in which the address was left out.
+fn cluster(settings: &Settings) -> Vec<Network> {
+    let unknown =
+        [IpNet::from(IpAddr::from(Ipv4Addr::UNSPECIFIED)), IpAddr::from(Ipv6Addr::UNSPECIFIED).into()];
+    settings.cluster_networks.iter().copied().chain(unknown).map(Network::from).collect()
 }
 
 /// The kubelet's probes: GET of these paths, from where probes come.
@@ -223,7 +231,7 @@ pub(super) fn server_authorization(
         }
         // Not said is the cluster's.
         if networks.is_empty() {
-            networks = settings.cluster_networks.iter().copied().map(Network::from).collect();
+            networks = cluster(settings);
         }
         rules.push(from(&networks));
         let anybody = client.get("unauthenticated").and_then(|node| node.truth(faults)).unwrap_or(false);
