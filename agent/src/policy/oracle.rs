@@ -483,18 +483,39 @@ fn policy() -> impl Strategy<Value = Policy> {
     let groups = few_of(0.9, group);
     let defect = prop::option::weighted(0.05, Just(Arc::from("it cannot be read")));
     let dry_run = prop::bool::weighted(0.2);
-    (select(vec!["a", "b"]), scope, action, groups, dry_run, defect).prop_map(
-        |(namespace, scope, action, groups, dry_run, defect)| Policy {
-            kind: Kind::Authorization,
-            namespace: namespace.into(),
-            name: "".into(),
-            scope,
-            action,
-            groups,
-            dry_run,
-            defect,
-        },
-    )
+    let parts = (select(vec!["a", "b"]), scope, action, alike(groups), dry_run, defect);
+    parts.prop_map(|(namespace, scope, action, groups, dry_run, defect)| Policy {
+        kind: Kind::Authorization,
+        namespace: namespace.into(),
+        name: "".into(),
+        scope,
+        action,
+        groups,
+        dry_run,
+        defect,
+    })
+}
+
+/// Now and then all matches name one of a kind, so that all are found by it.
+fn alike(groups: impl Strategy<Value = Vec<Group>>) -> impl Strategy<Value = Vec<Group>> {
+    let nets = select(vec!["10.0.0.1/32", "10.0.0.2/32", "10.1.0.0/16", "fd00::/64", "10.3.0.0/16"]);
+    let snis = string_match(vec!["db", "d", "b"]);
+    let paths = string_match(vec!["/api/", "/api/orders", "orders"]);
+    let one = (nets, snis, paths, ports());
+    (groups, 0..12, prop::collection::vec(one, 12)).prop_map(|(mut groups, kind, values)| {
+        let matches = groups.iter_mut().flat_map(|group| &mut group.rules).flat_map(|rule| &mut rule.matches);
+        for (m, (net, sni, path, port)) in matches.zip(values.into_iter().cycle()) {
+            match kind {
+                0 => m.source_ips = vec![net.parse().unwrap()],
+                1 => m.destination_ips = vec![net.parse().unwrap()],
+                2 => m.snis = vec![sni],
+                3 => m.paths = vec![PathMatch::String(path)],
+                4 => m.destination_ports = vec![port],
+                _ => {}
+            }
+        }
+        groups
+    })
 }
 
 /// Most fields of most matches are empty, as in life.
@@ -574,7 +595,7 @@ fn few<T: std::fmt::Debug>(one: impl Strategy<Value = T>) -> impl Strategy<Value
 
 /// Now and then so many that they are found by hash.
 fn few_of<T: std::fmt::Debug>(share: f64, one: impl Strategy<Value = T>) -> impl Strategy<Value = Vec<T>> {
-    let many = prop::bool::weighted(0.1);
+    let many = prop::bool::weighted(0.15);
     let several = (prop::collection::vec(one, 10), 1..3_usize, many).prop_map(|(mut all, n, many)| {
         all.truncate(if many { 10 } else { n });
         all

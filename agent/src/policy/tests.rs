@@ -915,6 +915,11 @@ const DIFFERING: &[(&str, Differing)] = &[
         source_ips: vec![format!("172.16.{}.{}/32", n / 256, n % 256).parse().unwrap()],
         ..Match::default()
     }),
+    ("destination", |n| Match {
+        destination_ips: vec![format!("172.16.{}.{}/32", n / 256, n % 256).parse().unwrap()],
+        ..Match::default()
+    }),
+    ("server name", |n| Match { snis: vec![exact(&format!("h{n}"))], ..Match::default() }),
     ("port and source", |n| Match {
         destination_ports: vec![8080],
         source_ips: vec![format!("172.16.{}.{}/32", n / 256, n % 256).parse().unwrap()],
@@ -931,9 +936,10 @@ const DIFFERING: &[(&str, Differing)] = &[
         paths: vec![PathMatch::String(exact(&format!("/p{n}")))],
         ..Match::default()
     }),
+    // Both of the client's occur often, and never together.
     ("client and source", |n| Match {
-        namespaces: vec![exact(if n % 20 == 0 { "shop" } else { "other" })],
-        source_ips: vec![format!("172.16.{}.0/24", n / 20).parse().unwrap()],
+        namespaces: vec![exact(&if n % 20 == 0 && n >= 20 { "shop".into() } else { format!("n{}", n % 20) })],
+        source_ips: vec![format!("10.0.{}.0/24", n / 20).parse().unwrap()],
         ..Match::default()
     }),
     ("client and path", |n| Match {
@@ -984,6 +990,30 @@ fn a_decision_looks_at_as_few_rules_among_thousands_as_among_ten() {
                     judged(CLIENT).max(judged(None))
                 });
                 assert!(costs[1] <= costs[0].max(2), "{action:?} {shape} by {field}: {costs:?}");
+            }
+        }
+    }
+}
+
+/// What is not known when the kernel's plan is made cannot be looked up.
+#[test]
+fn the_kernel_steers_for_many_rules_what_it_steers_for_one_of_them() {
+    for (field, differing) in DIFFERING {
+        for action in [Action::Allow, Action::Deny, Action::Audit] {
+            let plan = |rules: Vec<Group>| {
+                compile(vec![policy("own/p", Scope::Namespace, action, rules)], &[]).kernel_plan()
+            };
+            let all: Vec<_> = (0..20).map(|n| group(vec![differing(n)])).collect();
+            for port in [8080, 10_003] {
+                let steered = |rules| plan(rules).action(port) == InboundAction::Steer;
+                let mut each = all.iter().map(|one| steered(vec![one.clone()]));
+                let right = match action {
+                    Action::Allow => each.all(|one| one),
+                    Action::Deny | Action::Audit => each.any(|one| one),
+                };
+                assert_eq!(steered(all.clone()), right, "{action:?} by {field}");
+                let matches = (0..20).map(differing).collect();
+                assert_eq!(steered(vec![group(matches)]), right, "{action:?} by {field}, in one rule");
             }
         }
     }
