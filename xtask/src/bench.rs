@@ -10,7 +10,8 @@ use crate::{build_ebpf, process, setup};
 
 /// Measure the mesh against plain TCP on two simulated nodes.
 ///
-/// Needs root. Everything after `--` goes to the benchmark itself: `cargo xtask bench -- --help`.
+/// Needs root. Everything after `--` goes to the benchmark itself: `cargo xtask bench -- --help`;
+/// `cargo xtask bench -- decisions` measures decisions of policy instead.
 #[derive(Args)]
 pub(crate) struct Bench {
     /// Arguments for the benchmark.

@@ -4,6 +4,7 @@
 //! machine disturbs all alike. Ratios are taken within a round, and their median is reported.
 
 mod cost;
+pub mod decisions;
 mod memory;
 mod product;
 mod rounds;

@@ -50,6 +50,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Own {
+    /// What decisions of policy cost by the number of policies and rules, instead.
+    Decisions,
     /// For drivers: note the time, then become the command.
     #[command(hide = true)]
     Stamp {
@@ -61,17 +63,21 @@ enum Own {
 
 fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
-    if let Some(Own::Stamp { file, command }) = &arguments.command {
-        return Err(bench::stamp(file, command));
+    match &arguments.command {
+        Some(Own::Stamp { file, command }) => return Err(bench::stamp(file, command)),
+        Some(Own::Decisions) => {
+            debug_build();
+            println!("{}", bench::decisions::run()?);
+            return Ok(ExitCode::SUCCESS);
+        }
+        None => {}
     }
     if let Some(why) = root::missing() {
         eprintln!("the benchmark {why}");
         return Ok(ExitCode::from(2));
     }
     ensure!(arguments.seconds > 0.0, "--seconds must be positive");
-    if cfg!(debug_assertions) {
-        eprintln!("this is a debug build: its figures say nothing (cargo xtask bench builds for release)");
-    }
+    debug_build();
     sweep::on_interrupt();
     let plan = bench::Plan {
         rounds: arguments.rounds,
@@ -91,4 +97,10 @@ fn main() -> Result<ExitCode> {
         std::fs::write(path, table)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn debug_build() {
+    if cfg!(debug_assertions) {
+        eprintln!("this is a debug build: its figures say nothing (cargo xtask bench builds for release)");
+    }
 }
