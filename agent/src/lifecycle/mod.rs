@@ -1,6 +1,7 @@
 //! How the process and its parts begin and end: readiness, an orderly stop, and tasks whose death is
 //! noticed.
 
+pub mod dumps;
 mod readiness;
 mod shutdown;
 mod stop;

@@ -118,7 +118,7 @@ fn row(policies: Policies, differing: Differing) -> String {
 }
 
 fn compile(policies: Vec<Policy>, before: &PolicySet) -> (PolicySet, Compiled) {
-    let set = before.next(policies, MtlsDefaults::default());
+    let set = before.next(policies, MtlsDefaults::default(), None);
     let named: [Arc<str>; 0] = [];
     let compiled = set.compile(&Subject::named("own", &named, &WorkloadMtls::default()));
     (set, compiled)

@@ -12,6 +12,7 @@ use super::args::Output;
 use super::{Answer, output};
 use crate::ca::RootView;
 use crate::ca::hierarchy::{self, INTERMEDIATE_LIFETIME, ROOT_KEY, ROOT_LIFETIME};
+use crate::lifecycle::dumps;
 use crate::model::{TrustDomain, units};
 
 #[derive(Debug, Subcommand)]
@@ -95,6 +96,7 @@ pub(super) struct Node {
 }
 
 pub(super) fn run(command: &CaCommand) -> anyhow::Result<Answer> {
+    dumps::forbid();
     match command {
         CaCommand::Init(args) if args.root => init_root(args),
         CaCommand::Init(args) => init_all(args),
