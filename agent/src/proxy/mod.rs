@@ -21,6 +21,8 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 pub use admission::{Handshakes, Limits};
+#[doc(hidden)]
+pub use http::fuzz_requests;
 pub use node::Node;
 
 use crate::lifecycle::Shutdown;

@@ -9,6 +9,7 @@ mod body;
 mod client;
 mod detect;
 mod expect;
+mod fuzz;
 mod http1;
 mod http2;
 mod judge;
@@ -28,6 +29,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use client::Transport;
+#[doc(hidden)]
+pub use fuzz::fuzz_requests;
 pub use judge::{Judge, Observer, Ruling};
 pub use tally::Tally;
 pub use tcp::Socket;

@@ -5,6 +5,7 @@ mod detect;
 mod http1;
 mod http2;
 mod policy;
+mod tunnelled;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
