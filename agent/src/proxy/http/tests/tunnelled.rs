@@ -67,6 +67,16 @@ async fn requests_in_a_tunnel_are_judged_and_its_end_is_in_order() {
         format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{}!", 1 << 20, "x".repeat((1 << 20) - 1));
     application.write_all(answer.as_bytes()).await.unwrap();
     assert_eq!(heard(&mut client, "!").await, answer);
+    // More than any window holds: what was read must give its room back.
+    const MANY: usize = 8 << 20;
+    let head = format!("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: {MANY}\r\n\r\n");
+    client.send(Bytes::from(head.clone())).unwrap();
+    client.send(Bytes::from(vec![b'x'; MANY])).unwrap();
+    exactly(&mut application, &head).await;
+    let mut body = vec![0; MANY];
+    timeout(LONG, application.read_exact(&mut body)).await.expect("the body stopped").unwrap();
+    application.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
+    heard(&mut client, "\r\n\r\n").await;
     client.finish().unwrap();
     assert!(timeout(LONG, next(&mut client)).await.unwrap().unwrap().is_none(), "an end in order");
     assert_eq!(served.await.unwrap().cause, Cause::Closed);
