@@ -167,12 +167,30 @@ fn show(folder: &Path, case: &Case) -> Result<()> {
     Ok(())
 }
 
+/// Those of every `clauses*.yaml`: each dialect has a file of its own.
+fn clauses(folder: &Path) -> Result<BTreeMap<String, Clause>> {
+    let mut all = BTreeMap::new();
+    for file in std::fs::read_dir(folder)? {
+        let file = file?.path();
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if !name.starts_with("clauses") || !name.ends_with(".yaml") {
+            continue;
+        }
+        let text = std::fs::read_to_string(&file)?;
+        let own: BTreeMap<String, Clause> = yaml::read(&text).with_context(|| name.clone())?;
+        for (clause, says) in own {
+            ensure!(all.insert(clause.clone(), says).is_none(), "{name}: {clause} is in another file too");
+        }
+    }
+    ensure!(!all.is_empty(), "there are no clauses in {}", folder.display());
+    Ok(all)
+}
+
 fn covered(folder: &Path, cases: &[(String, Case)]) -> Result<()> {
-    let text = std::fs::read_to_string(folder.join("clauses.yaml"))?;
-    let clauses: BTreeMap<String, Clause> = yaml::read(&text).context("clauses.yaml")?;
+    let clauses = clauses(folder)?;
     let mut sides: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for (file, case) in cases {
-        ensure!(clauses.contains_key(&case.clause), "{file}: {:?} is not in clauses.yaml", case.clause);
+        ensure!(clauses.contains_key(&case.clause), "{file}: {:?} is not in any clauses*.yaml", case.clause);
         sides.entry(&case.clause).or_default().extend(case.asks.iter().map(|ask| &*ask.expect));
     }
     let mut missing = Vec::new();
