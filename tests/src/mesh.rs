@@ -21,6 +21,8 @@ pub struct Mesh {
     pub services: Vec<Service>,
     /// List entries of the file's `policies`, as text.
     pub policies: Vec<String>,
+    /// Kubernetes objects: list entries of the file's `resources`, as YAML.
+    pub resources: Vec<String>,
     /// `STRICT` or `PERMISSIVE` for the whole mesh.
     pub mtls: &'static str,
     /// Whether unknown addresses inside the mesh's ranges are refused instead of passed through.
@@ -33,6 +35,7 @@ impl Default for Mesh {
             workloads: vec![],
             services: vec![],
             policies: vec![],
+            resources: vec![],
             mtls: "PERMISSIVE",
             refuse_unknown: false,
         }
@@ -52,6 +55,8 @@ pub struct Workload {
     pub mtls: &'static str,
     /// Keys of policies attached to it: `namespace/name`.
     pub policies: Vec<String>,
+    /// By which resources select it: `key: value`.
+    pub labels: Vec<String>,
     pub healthy: bool,
     pub capacity: u32,
     /// Services that it is an endpoint of, by name, with target ports of its own by service port.
@@ -104,6 +109,12 @@ impl Mesh {
         ))
     }
 
+    /// Adds a Kubernetes object by its YAML.
+    pub fn resource(mut self, yaml: &str) -> Self {
+        self.resources.push(yaml.trim().to_owned());
+        self
+    }
+
     pub fn strict(mut self) -> Self {
         self.mtls = "STRICT";
         self
@@ -148,7 +159,35 @@ impl Mesh {
         for policy in &self.policies {
             let _ = writeln!(t, "- {}", policy.replace('\n', "\n  "));
         }
+        list(&mut t, "resources", !self.resources.is_empty());
+        for resource in &self.resources {
+            let _ = writeln!(t, "- {}", resource.replace('\n', "\n  "));
+        }
         self.write_pods(&mut t, topology, node);
+        t
+    }
+
+    /// The same pods and resources as `kubectl get -o yaml` would show them.
+    pub fn kubernetes(&self, topology: &Topology) -> String {
+        let mut t = format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {NAMESPACE}}}\n");
+        for w in &self.workloads {
+            let _ = writeln!(t, "---\napiVersion: v1\nkind: Pod\nmetadata:");
+            let _ = writeln!(
+                t,
+                "  name: {}\n  namespace: {NAMESPACE}\n  labels: {{{}}}",
+                w.pod,
+                w.labels.join(", ")
+            );
+            let _ = writeln!(
+                t,
+                "spec: {{serviceAccountName: {}, containers: [{{name: app}}]}}",
+                w.service_account
+            );
+            let _ = writeln!(t, "status: {{podIP: {}}}", topology.pod(&w.pod).ip4);
+        }
+        for resource in &self.resources {
+            let _ = writeln!(t, "---\n{resource}");
+        }
         t
     }
 
@@ -172,6 +211,9 @@ impl Mesh {
             }
             if !w.policies.is_empty() {
                 let _ = writeln!(t, "  authorizationPolicies: [{}]", w.policies.join(", "));
+            }
+            if !w.labels.is_empty() {
+                let _ = writeln!(t, "  labels: {{{}}}", w.labels.join(", "));
             }
             if !w.services.is_empty() {
                 t.push_str("  services:\n");
@@ -231,6 +273,7 @@ impl Workload {
             enrolled: meshed,
             mtls: "",
             policies: vec![],
+            labels: vec![],
             healthy: true,
             capacity: 1,
             services: vec![],

@@ -172,7 +172,8 @@ impl Judge for Requests {
     }
 
     fn normalization(&self) -> PathNormalization {
-        PathNormalization::default()
+        let snapshot = Arc::clone(&self.authorizer.snapshots.borrow());
+        snapshot.policies().resources().map(|r| r.settings.path_normalization).unwrap_or_default()
     }
 
     fn changes(&self) -> watch::Receiver<u64> {

@@ -26,7 +26,12 @@ pub fn request(
     body: &[u8],
 ) -> io::Result<Response> {
     let method = if body.is_empty() { "GET" } else { "POST" };
-    let head = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {}\r\n\r\n", body.len());
+    ask(stream, &format!("{method} {path} HTTP/1.1\r\nHost: {host}"), body)
+}
+
+/// As [`request`], with the head as it is given: first line and headers, without the length.
+pub fn ask(stream: &mut (impl Read + Write), head: &str, body: &[u8]) -> io::Result<Response> {
+    let head = format!("{head}\r\nContent-Length: {}\r\n\r\n", body.len());
     stream.write_all(&[head.as_bytes(), body].concat())?;
     let mut reader = BufReader::new(stream);
     let (first, headers) = head_of(&mut reader)?;
@@ -52,6 +57,21 @@ pub fn serve(answer: &'static str) -> impl Handler {
             let head =
                 format!("HTTP/1.1 200 OK\r\nX-Peer: {}\r\nContent-Length: {}\r\n\r\n", conn.peer, body.len());
             conn.stream.write_all(&[head.as_bytes(), body].concat())?;
+        }
+    }
+}
+
+/// Says yes to an upgrade, and then sends back whatever comes, as a WebSocket that knows no frames would.
+pub fn upgrade(conn: &mut Conn) -> io::Result<()> {
+    let mut reader = BufReader::new(conn.stream.try_clone()?);
+    head_of(&mut reader)?;
+    let yes = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+    conn.stream.write_all(yes.as_bytes())?;
+    let mut bytes = [0; 1024];
+    loop {
+        match reader.read(&mut bytes)? {
+            0 => return Ok(()),
+            n => conn.stream.write_all(&bytes[..n])?,
         }
     }
 }
