@@ -8,7 +8,9 @@ use std::sync::{Mutex, MutexGuard};
 use ipnet::IpNet;
 use tokio::sync::mpsc;
 
-use super::{BpfError, CaptureMode, Destination, Enrolment, Flow, Flows, Kernel, Listeners, Marks, OwnPorts};
+use super::{
+    BpfError, CaptureMode, Destination, Enrolment, Flow, Flows, Kernel, Listeners, Marks, OwnPorts, PodSocket,
+};
 use crate::model::{InboundAction, InboundPlan, NetnsCookie, OriginalDst};
 
 /// See the module. Behaves as the real one does, errors included, as far as a caller can tell.
@@ -169,6 +171,10 @@ impl Kernel for FakeKernel {
     fn flows(&self) -> Result<Flows, BpfError> {
         let receiver = self.state().flows.take().ok_or(BpfError::FlowsTaken)?;
         Ok(Flows::from_channel(receiver))
+    }
+
+    fn sockets(&self) -> Result<Vec<PodSocket>, BpfError> {
+        Ok(Vec::new())
     }
 }
 

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use underpass_common::{CAPTURE_MARK, LOOPBACK4_PREFIX, LOOPBACK6_PREFIX, MARK_MASK, RETURN_MARK};
 
-use super::{BpfError, Flows};
+use super::{BpfError, Flows, PodSocket};
 pub use crate::model::Destination;
 use crate::model::{InboundPlan, NetnsCookie, OriginalDst, ports};
 
@@ -78,6 +78,9 @@ pub trait Kernel: Send + Sync + 'static {
     /// Flows that were left alone, as they close. There is one stream; a second call is an error.
     /// To be called inside a tokio runtime.
     fn flows(&self) -> Result<Flows, BpfError>;
+
+    /// The TCP sockets of the namespace that the calling thread is in.
+    fn sockets(&self) -> Result<Vec<PodSocket>, BpfError>;
 }
 
 /// A pod as the kernel must know it.

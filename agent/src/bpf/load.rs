@@ -65,6 +65,7 @@ pub(super) fn load(config: &Config, features: Features) -> Result<Programs, BpfE
 
     let agent_sockets = map_fd(&ebpf, name::map::AGENT_SOCKETS)?;
     let loopback = map_fd(&ebpf, name::map::LOOPBACK_DESTINATIONS)?;
+    let flow = map_fd(&ebpf, name::map::FLOW)?;
     let ring = ebpf.take_map(name::map::FLOWS).ok_or_else(|| missing(name::map::FLOWS))?;
     let flows = RingBuf::<MapData>::try_from(ring).map_err(|e| BpfError::Object(e.to_string()))?;
     let logger = EbpfLogger::init(&mut ebpf).map_err(|e| BpfError::Object(e.to_string()))?;
@@ -81,6 +82,7 @@ pub(super) fn load(config: &Config, features: Features) -> Result<Programs, BpfE
         peername,
         agent_sockets,
         loopback,
+        flow,
         flows: Mutex::new(Some(flows)),
         logger: Mutex::new(Some(logger)),
     })

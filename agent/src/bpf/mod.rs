@@ -21,6 +21,7 @@ mod object;
 mod pins;
 mod probe;
 mod programs;
+mod sockets;
 mod steer;
 mod syscall;
 mod uninstall;
@@ -33,4 +34,5 @@ pub use kernel::{CaptureMode, Destination, Enrolment, Kernel, Listeners, Marks, 
 pub use neighbours::{InstanceLock, lock_instance, other_instance};
 pub use probe::{Report, Requirement};
 pub use programs::{Counters, Programs};
+pub use sockets::{Known, PodSocket};
 pub use uninstall::{Removed, uninstall};

@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::config::Config;
 use super::features::{self, Attempt};
 use super::mount::{self, Cgroup};
+use crate::sys::diag::Diag;
 
 /// The oldest kernel that was considered: 5.15 has `SO_NETNS_COOKIE` (5.14) and
 /// `bpf_get_netns_cookie` in sock_ops.
@@ -49,6 +50,7 @@ impl Report {
         report.requirements.extend(features::PROGRAMS.iter().map(program));
         report.requirements.extend(MAPS.iter().map(map));
         report.requirements.extend(features::OPTIONAL.iter().map(optional));
+        report.requirements.push(sockets_end());
         report
     }
 
@@ -205,6 +207,21 @@ fn map(&(map_type, name, cost): &(MapType, &str, &str)) -> Requirement {
 fn with_causes(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(Some(error), |e| e.source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+fn sockets_end() -> Requirement {
+    let can = Diag::can_destroy();
+    Requirement {
+        name: "sockets can be ended".to_owned(),
+        met: matches!(can, Ok(true)),
+        fatal: false,
+        found: match &can {
+            Ok(true) => "supported".to_owned(),
+            Ok(false) => "not supported (CONFIG_INET_DIAG_DESTROY)".to_owned(),
+            Err(e) => e.to_string(),
+        },
+        cost: "plaintext connections that policy comes to forbid go on until they close".to_owned(),
+    }
 }
 
 fn optional(feature: &features::Optional) -> Requirement {

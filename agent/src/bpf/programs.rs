@@ -23,7 +23,7 @@ use super::neighbours::{self, InstanceLock};
 use super::pins::Pins;
 use super::probe::Report;
 use super::steer::Steer;
-use super::{BpfError, links, listeners, logging, mount, syscall};
+use super::{BpfError, PodSocket, links, listeners, logging, mount, sockets, syscall};
 use crate::model::{InboundPlan, NetnsCookie, OriginalDst};
 
 /// One agent instance's kernel half. Dropping it changes nothing in the kernel: what is pinned goes
@@ -43,6 +43,8 @@ pub struct Programs {
     /// Used on connections' paths, so by descriptor and without the lock.
     pub(super) agent_sockets: OwnedFd,
     pub(super) loopback: OwnedFd,
+    /// The socket storage of connections that were left alone.
+    pub(super) flow: OwnedFd,
     pub(super) flows: Mutex<Option<RingBuf<MapData>>>,
     pub(super) logger: Mutex<Option<EbpfLogger<&'static dyn log::Log>>>,
 }
@@ -272,6 +274,10 @@ impl Kernel for Programs {
     fn flows(&self) -> Result<Flows, BpfError> {
         let ring = lock(&self.flows).take().ok_or(BpfError::FlowsTaken)?;
         flows::read(ring)
+    }
+
+    fn sockets(&self) -> Result<Vec<PodSocket>, BpfError> {
+        sockets::list(self.agent_sockets.as_fd(), self.flow.as_fd())
     }
 }
 

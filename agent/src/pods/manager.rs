@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::enrol::{Attempt, EnrolError, Setting};
 use super::enrolled::EnrolledPod;
 use super::listeners::Accepting;
-use super::{find, plumbing};
+use super::{find, forbidden, plumbing};
 use crate::bpf;
 use crate::discovery::Snapshot;
 use crate::model::{Cause, LocalPod, NetnsCookie, PodUid};
@@ -396,10 +396,22 @@ impl Manager {
         self.setting.kernel.remembered().ok()?.contains(&cookie).then_some(cookie)
     }
 
-    fn apply_plan(&mut self, enrolled: &EnrolledPod, snapshot: &Snapshot) {
+    /// Not waited for: a namespace may have very many sockets.
+    fn end_forbidden(&self, enrolled: &Arc<EnrolledPod>, snapshot: &Arc<Snapshot>) {
+        let (setting, pod, snapshot) =
+            (Arc::clone(&self.setting), Arc::clone(enrolled), Arc::clone(snapshot));
+        task::spawn_blocking(move || {
+            forbidden::end(&pod, &snapshot, &*setting.kernel, &setting.telemetry);
+        });
+    }
+
+    fn apply_plan(&mut self, enrolled: &Arc<EnrolledPod>, snapshot: &Arc<Snapshot>) {
         let plan = snapshot.inbound_policy(&enrolled.pod).kernel_plan();
         match self.setting.kernel.set_inbound(enrolled.netns.cookie(), &plan) {
-            Ok(()) => drop(self.owed.plans.remove(&enrolled.pod.uid)),
+            Ok(()) => {
+                self.owed.plans.remove(&enrolled.pod.uid);
+                self.end_forbidden(enrolled, snapshot);
+            }
             Err(e) => {
                 self.owed.plans.insert(enrolled.pod.uid.clone());
                 tracing::error!(pod = %enrolled.pod.name, error = %e,
@@ -449,6 +461,9 @@ impl Manager {
             self.update_addresses(&p, &snapshot);
             if self.owed.plans.contains(uid) {
                 self.apply_plan(&p, &snapshot);
+            } else {
+                // Handshakes that had begun when the rules changed.
+                self.end_forbidden(&p, &snapshot);
             }
         }
         self.enrol_missing(&snapshot);

@@ -4,6 +4,7 @@ mod destinations;
 mod enrol;
 mod enrolled;
 mod find;
+mod forbidden;
 mod listeners;
 mod manager;
 mod plumbing;

@@ -1,6 +1,7 @@
 //! The agent's only `unsafe` outside of the eBPF loader: network namespaces, socket options, netlink; and
 //! news of files.
 
+pub mod diag;
 pub mod netlink;
 pub mod netns;
 pub mod socket;
