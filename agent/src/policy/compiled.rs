@@ -203,7 +203,7 @@ impl Compiled {
         };
         let [by_mode, by_ports] = &self.mtls_by;
         let by = if origin == MtlsOrigin::Port { by_ports } else { by_mode };
-        (mode == MtlsMode::Strict).then(|| Decision::Deny(None, Why::Strict(origin, by.clone())))
+        (mode == MtlsMode::Strict).then(|| Decision::Deny(by.clone().map(By::whole), Why::Strict(origin)))
     }
 
     /// Deny wins over allow.

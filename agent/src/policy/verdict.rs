@@ -69,8 +69,8 @@ pub enum Why {
     DenyMatched,
     /// There are this many ALLOW policies, and none matches.
     NoAllowMatched(usize),
-    /// It is plaintext, and the mode set at this level, by this PeerAuthentication, is STRICT.
-    Strict(MtlsOrigin, Option<Arc<ResourceRef>>),
+    /// It is plaintext, and the mode set at this level is STRICT.
+    Strict(MtlsOrigin),
     /// The workload names a policy that nobody has sent.
     UnknownPolicy,
     /// The policy could not be understood.
@@ -156,10 +156,8 @@ impl fmt::Display for Why {
         match self {
             Self::DenyMatched => f.write_str("its DENY rules match"),
             Self::NoAllowMatched(n) => write!(f, "none of {n} ALLOW policies matches"),
-            Self::Strict(origin, by) => {
-                write!(f, "plaintext, and mutual TLS is STRICT (set for the {origin}")?;
-                by.iter().try_for_each(|by| write!(f, " by {by}"))?;
-                f.write_str(")")
+            Self::Strict(origin) => {
+                write!(f, "plaintext, and mutual TLS is STRICT (set for the {origin})")
             }
             Self::UnknownPolicy => f.write_str("the workload names it, but it is not known"),
             Self::Defective(defect) => write!(f, "it could not be understood: {defect}"),
