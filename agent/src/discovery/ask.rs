@@ -362,6 +362,9 @@ impl Asked {
             Some((path, query)) => (path, Some(query.to_string())),
             None => (sent, None),
         };
+        if !path.starts_with('/') && path != "*" {
+            return Err(AskError::Path(sent.to_string(), "it does not begin with /".into()));
+        }
         let path = crate::policy::normalize(path, normalization)
             .map_err(|why| AskError::Path(sent.to_string(), why.to_string()))?
             .into_owned();

@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::output::printable;
 use super::{Answer, client, output};
 use crate::discovery::ask::{self, Asked, Offline, Word};
+use crate::policy::Why;
 
 pub(super) use args::WhyArgs;
 pub(super) use files::read;
@@ -52,23 +53,30 @@ fn told(answer: &ask::Answer) -> String {
         out += "; describe a request with --method, --path, --host or --header\n\n";
     }
     let who = answer.from.identity.as_deref().unwrap_or("plaintext");
-    out += &format!("  from   {} ({})\n", printable(who), answer.from.address);
+    let address = match answer.from.address {
+        none if none.is_unspecified() => "no address is known; --from-ip gives one".to_string(),
+        address => address.to_string(),
+    };
+    out += &format!("  from   {} ({address})\n", printable(who));
     out += &format!("  to     {} port {}\n", printable(&answer.to), answer.port);
     let by = answer.mtls.resource.as_ref().map(|by| format!(", by {by}")).unwrap_or_default();
     let mode = serde_json::to_value(answer.mtls.mode).map(|mode| text(&mode)).unwrap_or_default();
     out += &format!("  mTLS   {mode}, set for the {}{}\n", answer.mtls.level, printable(&by));
     if let Some(dry) = &answer.dry_run {
-        out += &format!(
-            "  with dry-run policies in force: {}: {}\n",
-            dry.verdict.as_str(),
-            printable(&dry.reason)
-        );
+        out += &format!("  with dry-run policies in force: {}\n", printable(&dry.reason));
+    }
+    if answer.cause == Why::NotHttp.cause() {
+        out += "  --method, --path, --host or --header ask for an HTTP request instead\n";
     }
     for policy in &answer.policies {
-        let action = policy["action"].as_str().unwrap_or("-");
-        let matched = if policy["matched"] == true { "matches" } else { "does not match" };
-        let dry = if policy["dryRun"] == true { " (dry run)" } else { "" };
-        out += &format!("\n{} {action}{dry}: {matched}\n", printable(&text(&policy["resource"])));
+        out += &format!("\n{}", printable(&text(&policy["resource"])));
+        // Without an action it is none of those that are asked.
+        if let Some(action) = policy["action"].as_str() {
+            let matched = if policy["matched"] == true { "matches" } else { "does not match" };
+            let dry = if policy["dryRun"] == true { " (dry run)" } else { "" };
+            out += &format!(" {action}{dry}: {matched}");
+        }
+        out.push('\n');
         if let Some(note) = policy["note"].as_str() {
             out += &format!("  {}\n", printable(note));
         }
