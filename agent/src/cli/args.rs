@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::analyze::AnalyzeArgs;
 use super::ca::CaCommand;
 use super::why::WhyArgs;
 use crate::admin::DEFAULT_SOCKET;
@@ -25,7 +26,7 @@ Exit codes:
   3  no agent answers at the socket
   4  the answer is no: the agent is not ready or found something amiss (status),
      this machine lacks what the agent needs (check), the file is refused
-     (config check, mesh check, certs verify)";
+     (config check, mesh check, certs verify), the policies are not in order (analyze)";
 
 pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -61,6 +62,8 @@ pub(super) enum Command {
     Certs(CertsArgs),
     /// Say what policy makes of a connection or request between two ends, and why
     Why(Box<WhyArgs>),
+    /// Say what is amiss in the policies of a mesh, and what they leave open
+    Analyze(Box<AnalyzeArgs>),
     /// List the connections that the agent carries now
     Connections(Query),
     /// Show or change what the running agent logs

@@ -2,6 +2,7 @@
 //! without one.
 
 mod agent;
+mod analyze;
 mod args;
 mod ca;
 mod certs;
@@ -69,6 +70,7 @@ fn run(command: Command) -> anyhow::Result<Answer> {
         }
         Command::Mesh { command: MeshCommand::Check { file } } => files::check_mesh(&file),
         Command::Why(args) => why::run(&args),
+        Command::Analyze(args) => analyze::run(&args),
         Command::Version => output::print(&format!("underpass {}\n", args::VERSION)),
     }
 }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::Snapshot;
 use super::manifest::Manifest;
 use crate::model::{MtlsMode, SpiffeId, Workload};
+use crate::policy::analyze::{Report, analyze};
 use crate::policy::{
     Compiled, Conn, Considered, Defect, Explanation, MtlsDefaults, PathNormalization, PolicySet, Request,
     ResourceRef, Resources, Settings, Subject, Verdict,
@@ -232,6 +233,11 @@ impl Offline {
         Ok(question.answer(&policy, Some(&self.resources)))
     }
 
+    /// What is amiss in the policies.
+    pub fn analyze(&self) -> Report {
+        analyze(&self.set, &self.pods)
+    }
+
     /// What of the resources could not be taken as it stands.
     pub fn defects(&self) -> Vec<Defect> {
         self.resources.defects().cloned().collect()
@@ -247,6 +253,11 @@ impl Snapshot {
         let question = asked.resolve(self, normalization.unwrap_or_default())?;
         let resources = self.policies().resources().map(|resources| &**resources);
         Ok(question.answer(&self.policies_for(&question.to), resources))
+    }
+
+    /// What is amiss in the policies.
+    pub fn analyze(&self) -> Report {
+        analyze(self.policies(), self.workloads())
     }
 }
 

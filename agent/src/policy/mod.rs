@@ -10,6 +10,7 @@
 //! would fail open: a policy that a workload names and nobody knows denies everything, and so does a
 //! policy that could not be understood.
 
+pub mod analyze;
 mod compiled;
 mod explain;
 mod index;

@@ -12,6 +12,8 @@ pub struct Resources {
     pub istio: Istio,
     pub linkerd: Linkerd,
     pub settings: Settings,
+    /// As they were given, for those who look at what is written.
+    pub objects: Vec<Arc<Object>>,
 }
 
 impl Resources {
@@ -19,7 +21,7 @@ impl Resources {
     pub fn new(objects: &[Arc<Object>], settings: Settings) -> Self {
         let istio = Istio::new(objects.iter().map(|object| &**object), &settings);
         let linkerd = Linkerd::new(objects, &settings);
-        Self { istio, linkerd, settings }
+        Self { istio, linkerd, settings, objects: objects.to_vec() }
     }
 
     /// What could not be taken as it stands.

@@ -7,8 +7,9 @@ use crate::model::Workload;
 use crate::model::workload::{PodFacts, WorkloadMtls};
 
 use super::compiled::{Block, Compiled};
+use super::istio::MtlsSources;
 use super::matcher::Matcher;
-use super::mtls::MtlsDefaults;
+use super::mtls::{EffectiveMtls, MtlsDefaults};
 use super::resources::Resources;
 use super::rule_list::RuleList;
 use super::rules::{Action, Policy, Scope};
@@ -111,11 +112,19 @@ impl PolicySet {
         Compiled { would, ..with(false) }
     }
 
+    /// What is asked of connections to `subject` before any rule, and which resources say so.
+    pub fn mtls(&self, subject: &Subject<'_>) -> (EffectiveMtls, MtlsSources) {
+        let mtls = self.mtls.resolve(subject.namespace, subject.mtls);
+        match &self.resources {
+            Some(resources) => resources.istio.mtls(subject, &mtls),
+            None => (mtls, MtlsSources::default()),
+        }
+    }
+
     /// Mutual TLS, stance and names, without any rule.
     fn beside_rules(&self, subject: &Subject<'_>) -> Compiled {
-        let mtls = self.mtls.resolve(subject.namespace, subject.mtls);
+        let (mtls, by) = self.mtls(subject);
         let Some(resources) = &self.resources else { return Compiled::new(mtls) };
-        let (mtls, by) = resources.istio.mtls(subject, &mtls);
         let settings = &resources.settings;
         Compiled {
             mtls_by: [by.mode, by.ports],

@@ -11,7 +11,7 @@ use super::{Answer, client, output};
 use crate::discovery::ask::{self, Asked, Offline, Word};
 use crate::policy::Why;
 
-pub(super) use args::WhyArgs;
+pub(super) use args::{MeshArgs, WhyArgs};
 pub(super) use files::read;
 
 pub(super) fn run(args: &WhyArgs) -> anyhow::Result<Answer> {

@@ -2,6 +2,7 @@
 //! prints them.
 
 mod pod;
+mod template;
 #[cfg(test)]
 mod tests;
 
@@ -62,6 +63,21 @@ impl Manifest {
             }
         }
         if refused.is_empty() { Ok(Self { pods: taken, objects }) } else { Err(refused) }
+    }
+
+    /// Adds a pod for each Deployment, Job … that none of the pods is of.
+    ///
+    /// # Errors
+    /// Each template that is no pod's.
+    pub fn add_templates(&mut self, trust_domain: &TrustDomain) -> Result<(), Vec<Refused>> {
+        let templates = self.objects.iter().filter_map(template::pod).filter(|template| {
+            let own = |pod: &&Workload| pod.namespace == template.meta.namespace;
+            !self.pods.iter().filter(own).any(|pod| template::may_be_of(template, &pod.facts.labels))
+        });
+        let namespaces = self.objects.iter().filter(|object| object.is("", "Namespace")).cloned();
+        let added = Self::new(namespaces.chain(templates).collect(), trust_domain)?;
+        self.pods.extend(added.pods);
+        Ok(())
     }
 
     /// By `namespace` and `name`.

@@ -33,7 +33,9 @@ use read::Faults;
 use route::RouteSpec;
 use server::{Server, Taken};
 
-const LINKERD_GROUP: &str = "policy.linkerd.io";
+/// `apiVersion`'s first part.
+pub const GROUP: &str = "policy.linkerd.io";
+const LINKERD_GROUP: &str = GROUP;
 const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
 
 /// Linkerd's resources of the mesh, understood.
