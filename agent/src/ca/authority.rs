@@ -44,13 +44,13 @@ pub struct AuthorityConfig {
 }
 
 impl AuthorityConfig {
-    /// 24 hours, at most 90 days as istiod has it, backdated by two minutes.
+    /// 24 hours and no longer: what a stolen node holds works until it expires. Backdated by two minutes.
     pub fn new(folder: impl Into<PathBuf>, trust_domain: TrustDomain) -> Self {
         Self {
             source: Source::Folder(folder.into()),
             trust_domain,
             lifetime: Duration::from_secs(24 * 3600),
-            max_lifetime: Duration::from_secs(90 * 24 * 3600),
+            max_lifetime: Duration::from_secs(24 * 3600),
             backdate: Duration::from_secs(120),
             poll_interval: Duration::from_secs(30),
         }

@@ -60,7 +60,7 @@ pub struct AuthoritySection {
     #[serde(with = "units::duration")]
     #[schemars(with = "String")]
     pub lifetime: Duration,
-    /// The longest that an agent may ask for; it gets no more.
+    /// The longest that an agent may ask for; it gets no more. What a stolen node holds works as long.
     #[serde(with = "units::duration")]
     #[schemars(with = "String")]
     pub max_lifetime: Duration,

@@ -12,6 +12,7 @@ use super::door::Caller;
 use super::metrics::Outcome;
 use crate::ca::attest::{NodeName, Refusal};
 use crate::ca::{IssuedChain, RequestError, check_request};
+use crate::certs::rfc3339;
 use crate::model::SpiffeId;
 use crate::model::spiffe::shorten;
 
@@ -27,7 +28,8 @@ impl IstioCertificateService for Service {
         match self.decide(&node, asked, request.into_inner()).await {
             Ok(issued) => {
                 self.metrics.decided(Outcome::Issued);
-                tracing::info!(%node, identity = shown, serial = issued.serial, "certificate issued");
+                tracing::info!(%node, identity = shown, serial = issued.serial,
+                    not_after = rfc3339(issued.not_after), "certificate issued");
                 Ok(Response::new(IstioCertificateResponse { cert_chain: issued.pem }))
             }
             Err(denied) => Err(self.refuse(&node, &shown, &denied)),

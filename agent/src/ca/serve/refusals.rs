@@ -124,29 +124,8 @@ impl Log {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
-    use std::io::Write;
-
     use super::*;
-
-    #[derive(Clone, Default)]
-    struct Lines(Arc<Mutex<Vec<u8>>>);
-
-    impl Write for Lines {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap().write(bytes)
-        }
-
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-
-    impl Lines {
-        fn take(&self) -> Vec<String> {
-            let bytes = std::mem::take(&mut *self.0.lock().unwrap());
-            String::from_utf8(bytes).unwrap().lines().map(str::to_owned).collect()
-        }
-    }
+    use crate::ca::tests::support::Lines;
 
     fn said_left_out(lines: &[String]) -> Vec<&str> {
         lines.iter().filter_map(|line| line.split_once("left_out=")).map(|(_, n)| n).collect()
@@ -161,13 +140,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_flood_of_refusals_is_a_few_lines_and_says_how_many_it_was() {
-        let lines = Lines::default();
-        let writer = lines.clone();
-        let log = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-        // While there is only one subscriber, tracing asks whichever thread comes to a line first whether the
-        // line is wanted at all, and another test's thread has none.
-        let _second = tracing::Dispatch::new(tracing_subscriber::registry());
-        let _log = tracing::subscriber::set_default(log);
+        let (lines, _log) = Lines::listen();
         let metrics = Metrics::new().unwrap();
         let refusals = Refusals::new(metrics.clone());
         let from = "192.0.2.1:7".parse().unwrap();

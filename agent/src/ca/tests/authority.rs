@@ -112,6 +112,8 @@ fn a_lifetime_is_bounded_by_configuration_and_by_whoever_vouches() {
     assert!(near(life(&fresh, Some(DAY * 3), start), DAY * 3));
     assert!(near(life(&fresh, Some(DAY * 1000), start), DAY * 90));
     assert!(near(life(&fresh, Some(Duration::MAX), start), DAY * 90));
+    let usual = Authority::open(&config(&scratch), Clock::from_fn(move || start)).unwrap();
+    assert!(near(life(&usual, Some(DAY * 90), start), DAY), "a stolen node's would live on");
     // The intermediate has half a day left.
     let late = at(INTERMEDIATE_LIFETIME - DAY / 2);
     assert!(near(life(&late, None, start + INTERMEDIATE_LIFETIME - DAY / 2), DAY / 2));

@@ -3,21 +3,25 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt, stream};
 use rcgen::KeyPair;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 use tonic::{Code, Request, Status};
 use underpass_proto::istio::v1::auth::IstioCertificateRequest;
 use underpass_proto::istio::v1::auth::istio_certificate_service_server::IstioCertificateService;
 use underpass_proto::well_known::value::Kind;
 use underpass_proto::well_known::{Struct, Value};
+use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::support::{CART, Scratch, id, open, request, uri, world};
+use super::support::{CART, Lines, Scratch, id, open, request, uri, world};
 use crate::ca::agents::Agents;
 use crate::ca::attest::{Attestor, Changes, NodeName, Papers, Refusal};
 use crate::ca::serve::{Metrics, Service};
+use crate::certs::rfc3339;
 use crate::model::SpiffeId;
 
 const SECRET: &str = "what only the log may say";
@@ -165,7 +169,15 @@ async fn whoever_gets_nothing_is_told_what_to_look_at_and_counted() {
     }
     assert_eq!(place.counted("issued"), 0);
 
+    let (lines, _log) = Lines::listen();
     let chain = place.ask("n1", ask(for_the(CART))).await.unwrap();
+    let said = lines.take();
+    let der = CertificateDer::from_pem_slice(chain[0].as_bytes()).unwrap();
+    let (_, leaf) = X509Certificate::from_der(&der).unwrap();
+    let end = UNIX_EPOCH + Duration::from_secs(leaf.validity().not_after.timestamp() as u64);
+    let end = format!("not_after=\"{}", rfc3339(end).trim_end_matches('Z'));
+    let parts = ["certificate issued", "node=n1", CART, &end];
+    assert!(said.len() == 1 && parts.iter().all(|part| said[0].contains(part)), "{said:?}");
     assert_eq!(chain.len(), 3, "leaf, intermediate, roots");
     assert_eq!(place.counted("issued"), 1);
 }

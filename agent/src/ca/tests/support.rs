@@ -1,6 +1,8 @@
 //! Folders that are gone with the value, and requests of every kind.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, RsaKeySize, SanType};
@@ -95,4 +97,36 @@ pub(in crate::ca) fn params(change: impl FnOnce(&mut CertificateParams)) -> Cert
 
 pub(in crate::ca) fn request(key: &KeyPair, change: impl FnOnce(&mut CertificateParams)) -> String {
     params(change).serialize_request(key).unwrap().pem().unwrap()
+}
+
+/// What this thread logs.
+#[derive(Clone, Default)]
+pub(in crate::ca) struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl Lines {
+    /// Until what comes with it is dropped.
+    pub(in crate::ca) fn listen() -> (Self, impl Sized) {
+        let lines = Self::default();
+        let writer = lines.clone();
+        let log = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+        // While there is only one subscriber, tracing asks whichever thread comes to a line first whether the
+        // line is wanted at all, and another test's thread has none.
+        let second = tracing::Dispatch::new(tracing_subscriber::registry());
+        (lines, (tracing::subscriber::set_default(log), second))
+    }
+
+    pub(in crate::ca) fn take(&self) -> Vec<String> {
+        let bytes = std::mem::take(&mut *self.0.lock().unwrap());
+        String::from_utf8(bytes).unwrap().lines().map(str::to_owned).collect()
+    }
+}
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
