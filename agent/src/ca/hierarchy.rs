@@ -22,6 +22,7 @@ use super::signing::{self, CERTIFICATE, CHAIN, KEY, ROOTS, RootView};
 use crate::certs::FileError;
 use crate::certs::keeping::{SecretKey, lock_directory, read_file, write_whole};
 use crate::certs::leaf::random_serial;
+use crate::certs::owner::Owner;
 use crate::model::TrustDomain;
 
 /// The root's key, in the folder where the root was made.
@@ -179,6 +180,7 @@ pub fn make_intermediate(
     if rotation.is_some_and(|rotation| !rotation.signs_under(&root.view.sha256)) {
         return Err(HierarchyError::Rotating { path: folder.to_owned(), root: root.view.sha256 });
     }
+    Owner::check(folder, &[KEY, CHAIN, CERTIFICATE, ROOTS])?;
     let roots = folder.join(ROOTS);
     match read_file(&roots) {
         Ok(held) => {
@@ -188,7 +190,8 @@ pub fn make_intermediate(
             }
         }
         Err(e) if e.source.kind() == std::io::ErrorKind::NotFound => {
-            write_whole(&roots, signing::pem(&root.certificate).as_bytes(), 0o644)?;
+            let pem = signing::pem(&root.certificate);
+            Owner::of(&roots)?.write_whole(&roots, pem.as_bytes(), 0o644)?;
         }
         Err(e) => return Err(e.into()),
     }
@@ -203,7 +206,7 @@ pub fn make_intermediate(
         match read_file(&folder.join(name)) {
             Ok(old) => {
                 let to = folder.join(format!("{name}.old"));
-                write_whole(&to, &old, mode)?;
+                Owner::of(&folder.join(name))?.write_whole(&to, &old, mode)?;
                 kept.push(to);
             }
             Err(e) if e.source.kind() == std::io::ErrorKind::NotFound => {}
@@ -211,7 +214,8 @@ pub fn make_intermediate(
         }
     }
     for (name, content, mode) in files {
-        write_whole(&folder.join(name), content, mode)?;
+        let path = folder.join(name);
+        Owner::of(&path)?.write_whole(&path, content, mode)?;
     }
     let path = folder.join(CERTIFICATE);
     let unusable = |why: String| HierarchyError::unusable(&path, why);

@@ -186,29 +186,42 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(30);
 /// Under a name of its own first, then moved into place: nobody ever reads half a file, and nobody ever
 /// finds the key with a wider mode.
 pub(crate) fn write_whole(path: &Path, content: &[u8], mode: u32) -> Result<(), FileError> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.{:08x}", std::process::id(), rand::random::<u32>()));
-    let temporary = path.with_file_name(name);
-    let failed = |call, path: &Path| {
-        let path = path.to_owned();
-        move |source| FileError { call, path, source }
-    };
+    write_new(path, content, mode, |_, _| Ok(()))
+}
+
+/// The same; the file is prepared, under its first name, before anything is in it.
+pub(super) fn write_new(
+    path: &Path,
+    content: &[u8],
+    mode: u32,
+    prepare: impl FnOnce(&File, &Path) -> Result<(), FileError>,
+) -> Result<(), FileError> {
     fs::create_dir_all(parent(path)).map_err(failed("create", parent(path)))?;
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(&temporary)
-        .map_err(failed("create", &temporary))?;
-    let written = file.write_all(content).and_then(|()| file.sync_all());
-    let moved = written
-        .map_err(failed("write", &temporary))
-        .and_then(|()| fs::rename(&temporary, path).map_err(failed("rename to", path)));
+    let (mut file, temporary) = new_file(path, mode)?;
+    let written = prepare(&file, &temporary).and_then(|()| {
+        let written = file.write_all(content).and_then(|()| file.sync_all());
+        written.map_err(failed("write", &temporary))
+    });
+    let moved = written.and_then(|()| fs::rename(&temporary, path).map_err(failed("rename to", path)));
     if moved.is_err() {
         // What matters is the first error; the left-over is named in it.
         fs::remove_file(&temporary).ok();
     }
     moved
+}
+
+/// Beside `path`, under a name of its own.
+pub(super) fn new_file(path: &Path, mode: u32) -> Result<(File, PathBuf), FileError> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}.{:08x}", std::process::id(), rand::random::<u32>()));
+    let temporary = path.with_file_name(name);
+    let made = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary);
+    Ok((made.map_err(failed("create", &temporary))?, temporary))
+}
+
+fn failed(call: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FileError {
+    let path = path.to_owned();
+    move |source| FileError { call, path, source }
 }
 
 /// At most a megabyte: no key and no bundle is larger.

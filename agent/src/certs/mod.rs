@@ -15,6 +15,7 @@ mod istio;
 pub(crate) mod keeping;
 pub(crate) mod leaf;
 mod manager;
+pub(crate) mod owner;
 mod renewal;
 mod root_files;
 mod slots;

@@ -10,7 +10,8 @@ use nix::fcntl::{Flock, FlockArg};
 use super::{Phase, Record, RecordError, SecretError, Site, read_revision};
 use crate::ca::kubernetes::Keys;
 use crate::certs::FileError;
-use crate::certs::keeping::{read_file, write_whole};
+use crate::certs::keeping::read_file;
+use crate::certs::owner::Owner;
 
 /// An authority's folder while somebody changes it; locked against a second one.
 pub struct Folder {
@@ -41,7 +42,8 @@ pub enum FolderError {
 }
 
 /// What signs, as the folder has it.
-pub(super) const ISSUING: [&str; 3] = [CHAIN, "ca-cert.pem", KEY];
+pub(super) const ISSUING: [&str; 3] = [CHAIN, CERTIFICATE, KEY];
+const CERTIFICATE: &str = "ca-cert.pem";
 pub(super) const CHAIN: &str = "cert-chain.pem";
 pub(super) const KEY: &str = "ca-key.pem";
 pub(super) const ROOTS: &str = "root-cert.pem";
@@ -55,12 +57,16 @@ const AFTER: &str = "rotation-after";
 
 impl Folder {
     /// Takes the folder for this process alone.
+    ///
+    /// # Errors
+    /// Also when what is replaced could not stay whose it is.
     pub fn open(path: &Path) -> Result<Self, FolderError> {
         let handle = File::open(path).map_err(failed("open", path))?;
         let lock = Flock::lock(handle, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| match e {
             nix::Error::EWOULDBLOCK => FolderError::Locked(path.to_owned()),
             e => failed("lock", path)(e.into()),
         })?;
+        Owner::check(path, &[CHAIN, CERTIFICATE, KEY, ROOTS, REVISION, RECORD])?;
         Ok(Self { _lock: Some(lock), ..Self::look(path) })
     }
 
@@ -174,7 +180,7 @@ impl Folder {
     fn replace(&self, path: &Path, content: &[u8], mode: u32) -> Result<(), FolderError> {
         (self.before)(path).map_err(failed("write", path))?;
         // On the disk before the next file is touched.
-        Ok(write_whole(path, content, mode)?)
+        Ok(Owner::of(path)?.write_whole(path, content, mode)?)
     }
 }
 

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -241,6 +242,56 @@ fn five_steps_end_with_the_new_root_and_nothing_else() {
     }
     let names = ["ca-cert.pem", "ca-key.pem", "cert-chain.pem", "root-cert.pem"];
     assert_eq!(world.files().keys().collect::<Vec<_>>(), names);
+}
+
+/// A controller that runs as another user than who rotates.
+#[test]
+fn every_step_leaves_the_files_to_whom_they_belong() {
+    if !nix::unistd::Uid::effective().is_root() {
+        return;
+    }
+    let world = World::new();
+    for (file, user, mode) in
+        [("ca-key.pem", 4242, 0o640), ("ca-cert.pem", 4242, 0o644), ("root-cert.pem", 4243, 0o644)]
+    {
+        let path = world.path.join(file);
+        chown(&path, Some(user), Some(4343)).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+    chown(&world.path, Some(4244), Some(4345)).unwrap();
+    for forward in [true, true, true, false, true, true, true] {
+        let folder = open(&world);
+        if forward { world.forward(&folder) } else { world.back(&folder) }.unwrap();
+        for (file, owner) in [
+            ("ca-key.pem", (4242, 4343, 0o640)),
+            ("ca-cert.pem", (4242, 4343, 0o644)),
+            ("root-cert.pem", (4243, 4343, 0o644)),
+            ("cert-chain.pem", (4244, 4345, 0o644)),
+            ("revision", (4244, 4345, 0o644)),
+        ] {
+            let Ok(found) = fs::metadata(world.path.join(file)) else { continue };
+            assert_eq!((found.uid(), found.gid(), found.mode() & 0o7777), owner, "{file}");
+        }
+    }
+    assert_eq!(world.files()["ca-key.pem"], "new ca-key.pem");
+}
+
+#[test]
+fn who_cannot_leave_the_files_to_whom_they_belong_changes_nothing() {
+    if !nix::unistd::Uid::effective().is_root() {
+        return;
+    }
+    let world = World::new();
+    chown(&world.path, Some(4242), Some(4343)).unwrap();
+    let (before, path) = (world.files(), world.path.clone());
+    let as_another = std::thread::spawn(move || {
+        // Of this thread alone.
+        nix::unistd::setfsuid(4242.into());
+        Folder::open(&path).map(drop)
+    });
+    let refused = as_another.join().unwrap().unwrap_err().to_string();
+    assert!(refused.starts_with("chown ") && refused.contains("of user 0 and group 0"), "{refused}");
+    assert_eq!(world.files(), before);
 }
 
 fn both(world: &World) -> String {

@@ -1,7 +1,7 @@
 //! What the operator's commands leave in folders.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -135,4 +135,25 @@ fn while_a_root_is_replaced_only_the_one_that_is_signed_under_gives_an_intermedi
     drop(folder);
     assert!(refused(&old), "it is about to go");
     taken(&new).unwrap();
+}
+
+#[test]
+fn another_intermediate_is_of_whom_the_one_before_was() {
+    if !nix::unistd::Uid::effective().is_root() {
+        return;
+    }
+    let scratch = world();
+    let (root, ca) = (scratch.join("root"), scratch.join("ca"));
+    for name in [CERTIFICATE, CHAIN, KEY, ROOTS] {
+        chown(ca.join(name), Some(4242), Some(4343)).unwrap();
+    }
+    fs::set_permissions(ca.join(KEY), fs::Permissions::from_mode(0o640)).unwrap();
+    let before = fs::read(ca.join(KEY)).unwrap();
+    make_intermediate(&root, &ca, &domain(), INTERMEDIATE_LIFETIME, SystemTime::now()).unwrap();
+    assert_ne!(fs::read(ca.join(KEY)).unwrap(), before);
+    for name in [CERTIFICATE, CHAIN, KEY, "ca-key.pem.old", "cert-chain.pem.old"] {
+        let found = fs::metadata(ca.join(name)).unwrap();
+        assert_eq!((found.uid(), found.gid()), (4242, 4343), "{name}");
+        assert_eq!(found.mode() & 0o040, 0o040, "{name}");
+    }
 }
