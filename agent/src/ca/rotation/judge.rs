@@ -6,6 +6,7 @@ use std::fmt;
 
 use serde::Serialize;
 
+use super::observed::{Cluster, nodes, reports};
 use super::{ControllerView, Observed, Phase, Record, root_ids};
 
 /// Why a step has to wait.
@@ -18,6 +19,8 @@ pub enum Blocked {
     ControllerRoots { controller: String },
     /// It still signs with another authority.
     ControllerAuthority { controller: String },
+    /// Another cluster's does not tell its agents all roots that they will meet.
+    ElsewhereRoots { controller: String },
     /// No agent of this node follows any controller.
     NotConnected { node: String },
     /// An agent of this node has not said that it trusts what the controller tells.
@@ -44,6 +47,11 @@ impl fmt::Display for Blocked {
             Self::ControllerAuthority { controller } => {
                 write!(f, "the controller at {controller} does not sign with the folder's ca-cert.pem yet")
             }
+            Self::ElsewhereRoots { controller } => write!(
+                f,
+                "the controller at {controller}, of another cluster, does not tell its agents all of the roots: do \
+                 this step there first"
+            ),
             Self::NotConnected { node } => write!(f, "node {node} follows no controller: is its agent up?"),
             Self::NotAcknowledged { node } => write!(f, "node {node} has not acknowledged the roots"),
             Self::HoldsLater { node, holds, told } => write!(
@@ -83,21 +91,32 @@ pub fn judge(
     let new = root_ids(&record.new_root)?;
     let old = root_ids(&record.old_roots)?;
     let told = root_ids(&record.roots())?;
-    let look = Look { observed, without };
-    let trusted = || [look.controllers_tell(&told, record.revision), look.acknowledged()].concat();
+    let own = Look { cluster: observed.own(), without };
+    let others: Vec<_> = observed.others().into_iter().map(|cluster| Look { cluster, without }).collect();
+    let rests_only_on = |roots: &[String]| -> Vec<Blocked> {
+        std::iter::once(&own).chain(&others).flat_map(|look| look.rests_only_on(roots)).collect()
+    };
+    let trusted = || [own.controllers_tell(&told, record.revision), own.acknowledged()].concat();
+    // Their own steps may be ahead of ours, or behind.
+    let trusted_elsewhere = |roots: &[String]| -> Vec<Blocked> {
+        others
+            .iter()
+            .flat_map(|look| [look.controllers_tell_of(roots), look.acknowledged()].concat())
+            .collect()
+    };
     let (next, back) = match record.phase {
         // Telling of one root more takes nothing from anybody.
         Phase::Named => (vec![], vec![]),
         Phase::BothTrusted => {
             // Whoever was given a certificate under the new root while it was possible still uses it.
-            let unused = [look.controllers_sign(authority, &old), look.rests_only_on(&old)].concat();
-            (trusted(), unused)
+            let unused = [own.controllers_sign(authority, &old), rests_only_on(&old)].concat();
+            ([trusted(), trusted_elsewhere(&told)].concat(), unused)
         }
         Phase::NewIssues => {
-            let signs = look.controllers_sign(authority, &new);
-            let moved = [trusted(), signs, look.rests_only_on(&new)].concat();
+            let signs = own.controllers_sign(authority, &new);
+            let moved = [trusted(), trusted_elsewhere(&new), signs, rests_only_on(&new)].concat();
             // What would be issued under the old root again is for agents that trust it again.
-            (moved, trusted())
+            (moved, [trusted(), trusted_elsewhere(&told)].concat())
         }
         Phase::OldWithdrawn => (trusted(), vec![]),
     };
@@ -111,35 +130,39 @@ fn sorted(mut blocked: Vec<Blocked>) -> Vec<Blocked> {
 }
 
 struct Look<'a> {
-    observed: &'a Observed,
+    cluster: Cluster<'a>,
     without: &'a BTreeSet<String>,
 }
 
 impl<'a> Look<'a> {
     fn nodes(&self) -> impl Iterator<Item = &'a str> {
         let without = self.without;
-        self.observed.nodes().into_iter().filter(move |node| !without.contains(*node))
+        nodes(&self.cluster).into_iter().filter(move |node| !without.contains(*node))
+    }
+
+    fn controllers_tell_of(&self, roots: &[String]) -> Vec<Blocked> {
+        let behind = self.cluster.iter().filter(|(_, c)| !c.tells_of(roots));
+        behind.map(|(name, _)| Blocked::ElsewhereRoots { controller: name.clone() }).collect()
     }
 
     fn controllers_tell(&self, roots: &[String], revision: u64) -> Vec<Blocked> {
-        if self.observed.controllers.is_empty() {
+        if self.cluster.is_empty() {
             return vec![Blocked::NoController];
         }
-        let behind =
-            self.observed.controllers.iter().filter(|(_, c)| !c.tells(roots) || c.revision < revision);
+        let behind = self.cluster.iter().filter(|(_, c)| !c.tells(roots) || c.revision < revision);
         behind.map(|(name, _)| Blocked::ControllerRoots { controller: name.clone() }).collect()
     }
 
     /// With the folder's issuing certificate, and under one of these roots: another certificate may have the
     /// same key.
     fn controllers_sign(&self, authority: &str, roots: &[String]) -> Vec<Blocked> {
-        if self.observed.controllers.is_empty() {
+        if self.cluster.is_empty() {
             return vec![Blocked::NoController];
         }
         let signs = |c: &ControllerView| {
             !authority.is_empty() && c.authority.eq_ignore_ascii_case(authority) && roots.contains(&c.root)
         };
-        let behind = self.observed.controllers.iter().filter(|(_, c)| !signs(c));
+        let behind = self.cluster.iter().filter(|(_, c)| !signs(c));
         behind.map(|(name, _)| Blocked::ControllerAuthority { controller: name.clone() }).collect()
     }
 
@@ -147,7 +170,7 @@ impl<'a> Look<'a> {
     fn acknowledged(&self) -> Vec<Blocked> {
         let mut blocked = Vec::new();
         for node in self.nodes() {
-            let mut reports = self.observed.reports(node).peekable();
+            let mut reports = reports(&self.cluster, node).peekable();
             if reports.peek().is_none() {
                 blocked.push(Blocked::NotConnected { node: node.to_owned() });
             }
@@ -168,7 +191,7 @@ impl<'a> Look<'a> {
     fn rests_only_on(&self, roots: &[String]) -> Vec<Blocked> {
         let mut blocked = Vec::new();
         for node in self.nodes() {
-            let mut reports = self.observed.reports(node).peekable();
+            let mut reports = reports(&self.cluster, node).peekable();
             if reports.peek().is_none() {
                 blocked.push(Blocked::NotConnected { node: node.to_owned() });
             }

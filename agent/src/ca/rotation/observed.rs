@@ -1,6 +1,6 @@
 //! What controllers say about the agents that follow them: `GET /agents` of each.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -68,28 +68,51 @@ pub struct RestingView {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
     pub controllers: Vec<(String, ControllerView)>,
+    /// Of clusters with authorities of their own, whose agents meet ours.
+    pub elsewhere: Vec<(String, ControllerView)>,
 }
+
+/// Controllers that a node may follow any of. Nodes of another cluster may have the same names.
+pub(super) type Cluster<'a> = Vec<&'a (String, ControllerView)>;
 
 impl Observed {
     /// Every node that is to be waited for.
     pub fn nodes(&self) -> BTreeSet<&str> {
-        let all = self.controllers.iter().flat_map(|(_, c)| {
-            let connected = c.agents.iter().filter(|a| a.connected).map(|a| a.node.as_str());
-            c.expected.iter().map(String::as_str).chain(connected)
-        });
-        all.collect()
+        let others = self.others();
+        nodes(&self.own()).into_iter().chain(others.iter().flat_map(nodes)).collect()
     }
 
-    /// The reports that a node's agents make now. More than one while an agent is replaced, or when it
-    /// has just gone from one controller to another.
-    pub(super) fn reports<'a>(
-        &'a self,
-        node: &'a str,
-    ) -> impl Iterator<Item = (&'a ControllerView, &'a AgentView)> {
-        self.controllers.iter().flat_map(move |(_, c)| {
-            c.agents.iter().filter(move |a| a.connected && a.node == node).map(move |a| (c, a))
-        })
+    pub(super) fn own(&self) -> Cluster<'_> {
+        self.controllers.iter().collect()
     }
+
+    /// One by one. Replicas with the same files say the same version; one that is late blocks, for a while.
+    pub(super) fn others(&self) -> Vec<Cluster<'_>> {
+        let mut others: BTreeMap<&str, Cluster<'_>> = BTreeMap::new();
+        for one in &self.elsewhere {
+            others.entry(&one.1.version).or_default().push(one);
+        }
+        others.into_values().collect()
+    }
+}
+
+pub(super) fn nodes<'a>(cluster: &Cluster<'a>) -> BTreeSet<&'a str> {
+    let all = cluster.iter().flat_map(|(_, c)| {
+        let connected = c.agents.iter().filter(|a| a.connected).map(|a| a.node.as_str());
+        c.expected.iter().map(String::as_str).chain(connected)
+    });
+    all.collect()
+}
+
+/// The reports that a node's agents make now. More than one while an agent is replaced, or when it
+/// has just gone from one controller to another.
+pub(super) fn reports<'a>(
+    cluster: &Cluster<'a>,
+    node: &str,
+) -> impl Iterator<Item = (&'a ControllerView, &'a AgentView)> {
+    cluster.iter().flat_map(move |(_, c)| {
+        c.agents.iter().filter(move |a| a.connected && a.node == node).map(move |a| (c, a))
+    })
 }
 
 impl ControllerView {
@@ -97,5 +120,10 @@ impl ControllerView {
     pub(super) fn tells(&self, roots: &[String]) -> bool {
         let told: BTreeSet<&str> = self.roots.iter().map(|r| r.sha256.as_str()).collect();
         told == roots.iter().map(String::as_str).collect()
+    }
+
+    /// Whether these are among what it tells agents to trust.
+    pub(super) fn tells_of(&self, roots: &[String]) -> bool {
+        roots.iter().all(|root| self.roots.iter().any(|told| told.sha256 == *root))
     }
 }

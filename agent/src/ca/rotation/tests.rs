@@ -515,7 +515,7 @@ impl Scene {
             expected: vec!["n1".into(), "n2".into()],
             agents: vec![agent("n1"), agent("n2")],
         };
-        let observed = Observed { controllers: vec![("one".into(), controller)] };
+        let observed = Observed { controllers: vec![("one".into(), controller)], elsewhere: vec![] };
         Self { record, observed, old, new }
     }
 
@@ -684,4 +684,63 @@ fn the_new_root_is_not_taken_out_again_while_something_rests_on_it() {
     assert!(scene.judge().next.is_empty());
     scene.agent().connected = false;
     assert_eq!(scene.judge().back, [Blocked::NotConnected { node: "n2".into() }]);
+}
+
+/// Another cluster under the same root, at the same step: another authority, another count, and nodes that are
+/// called as ours are.
+fn with_elsewhere(phase: Phase) -> Scene {
+    let mut scene = Scene::new(phase);
+    let mut there = scene.controller().clone();
+    (there.version, there.authority, there.revision) = ("v9".into(), "bb".into(), 2);
+    for agent in &mut there.agents {
+        (agent.version, agent.revision) = ("v9".into(), 2);
+    }
+    scene.observed.elsewhere.push(("there".into(), there));
+    scene
+}
+
+#[test]
+fn of_another_cluster_only_the_roots_and_its_agents_count() {
+    for phase in WAITING {
+        assert_eq!(with_elsewhere(phase).judge(), Standing { phase, next: vec![], back: vec![] });
+    }
+    for phase in [Phase::BothTrusted, Phase::NewIssues] {
+        let mut scene = with_elsewhere(phase);
+        let new = scene.new.clone();
+        scene.observed.elsewhere[0].1.roots.retain(|root| root.sha256 != new);
+        assert_eq!(scene.judge().next, [Blocked::ElsewhereRoots { controller: "there".into() }]);
+        let mut scene = with_elsewhere(phase);
+        scene.observed.elsewhere[0].1.agents[1].version = "v8".into();
+        assert_eq!(scene.judge().next, [Blocked::NotAcknowledged { node: "n2".into() }]);
+        // Our node of the same name is none of theirs.
+        scene.observed.elsewhere[0].1.agents.pop();
+        assert_eq!(scene.judge().next, [Blocked::NotConnected { node: "n2".into() }]);
+    }
+}
+
+#[test]
+fn a_root_that_another_cluster_rests_on_is_not_dropped_and_one_that_it_dropped_is_not_waited_for() {
+    let mut scene = with_elsewhere(Phase::NewIssues);
+    scene.observed.elsewhere[0].1.agents[0].tunnels[0].root = scene.old.clone();
+    assert_eq!(scene.judge().next, [Blocked::Tunnels { node: "n1".into(), count: 3 }]);
+    // There the last step was done already.
+    let mut scene = with_elsewhere(Phase::NewIssues);
+    let new = scene.new.clone();
+    scene.observed.elsewhere[0].1.roots.retain(|root| root.sha256 == new);
+    assert!(scene.judge().next.is_empty(), "two clusters that wait for each other");
+    assert_eq!(scene.judge().back, [Blocked::ElsewhereRoots { controller: "there".into() }]);
+}
+
+#[test]
+fn two_other_clusters_are_two_and_two_replicas_are_one() {
+    let mut scene = with_elsewhere(Phase::BothTrusted);
+    let mut replica = scene.observed.elsewhere[0].1.clone();
+    replica.agents.remove(0);
+    scene.observed.elsewhere[0].1.agents.pop();
+    scene.observed.elsewhere.push(("replica".into(), replica));
+    assert!(scene.judge().next.is_empty());
+    scene.observed.elsewhere[1].1.version = "v10".into();
+    scene.observed.elsewhere[1].1.agents[0].version = "v10".into();
+    let away = |node: &str| Blocked::NotConnected { node: node.into() };
+    assert_eq!(scene.judge().next, [away("n1"), away("n2")]);
 }

@@ -5,7 +5,7 @@ mod place;
 use std::collections::BTreeSet;
 use std::fmt::{Display, Write};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail, ensure};
@@ -52,6 +52,10 @@ struct Rotation {
     /// The admin socket of a controller; each of them, where there are several
     #[arg(long = "controller", value_name = "SOCKET")]
     controllers: Vec<PathBuf>,
+    /// The admin socket of a controller of another cluster under the same root, with an authority of its own:
+    /// its agents must trust what ours will show them, and not rest on a root that goes; each of them
+    #[arg(long = "also-trusts", value_name = "SOCKET")]
+    elsewhere: Vec<PathBuf>,
     /// The trust domain that the authority issues for [default: what its ca-cert.pem says, or cluster.local
     /// where it says none]
     #[arg(long, value_name = "TD")]
@@ -313,16 +317,10 @@ impl Rotation {
     }
 
     fn observe(&self) -> anyhow::Result<Observed> {
-        let mut observed = Observed::default();
-        for socket in &self.controllers {
-            let answer = client::ask(socket, "GET", "/agents", "")
-                .with_context(|| format!("the controller at {} cannot be asked", socket.display()))?;
-            let view: ControllerView = serde_json::from_value(answer).with_context(|| {
-                format!("what {} says of agents does not parse; is it a controller?", socket.display())
-            })?;
-            observed.controllers.push((socket.display().to_string(), view));
-        }
-        Ok(observed)
+        let all = |sockets: &[PathBuf]| -> anyhow::Result<Vec<_>> {
+            sockets.iter().map(|socket| ask(socket)).collect()
+        };
+        Ok(Observed { controllers: all(&self.controllers)?, elsewhere: all(&self.elsewhere)? })
     }
 
     fn judge(&self, site: &dyn Site, record: &Record) -> anyhow::Result<Standing> {
@@ -379,6 +377,15 @@ impl Rotation {
     }
 }
 
+fn ask(socket: &Path) -> anyhow::Result<(String, ControllerView)> {
+    let answer = client::ask(socket, "GET", "/agents", "")
+        .with_context(|| format!("the controller at {} cannot be asked", socket.display()))?;
+    let view = serde_json::from_value(answer).with_context(|| {
+        format!("what {} says of agents does not parse; is it a controller?", socket.display())
+    })?;
+    Ok((socket.display().to_string(), view))
+}
+
 fn open(source: Source, domain: TrustDomain, keys: &Keys) -> anyhow::Result<Authority> {
     let config = AuthorityConfig { source, ..AuthorityConfig::new("", domain) };
     Ok(Authority::open_keys(&config, keys, Clock::system())?)
@@ -396,7 +403,8 @@ fn rests_on_new(record: &Record, authority: &Authority, shown: &dyn Display) -> 
 /// A name that nobody knows leaves nobody out: the operator would believe that a node is left out which is
 /// not, or has named another one than was meant.
 fn check_names(without: &[String], observed: &Observed) -> anyhow::Result<()> {
-    let agents = observed.controllers.iter().flat_map(|(_, c)| c.agents.iter().map(|a| a.node.as_str()));
+    let all = observed.controllers.iter().chain(&observed.elsewhere);
+    let agents = all.flat_map(|(_, c)| c.agents.iter().map(|a| a.node.as_str()));
     let mut known: BTreeSet<&str> = observed.nodes();
     known.extend(agents);
     for name in without {

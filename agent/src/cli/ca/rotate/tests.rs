@@ -109,7 +109,7 @@ fn only_a_node_that_somebody_knows_can_be_left_out() {
         agents: vec![agent("n2", true), agent("n3", false)],
         ..ControllerView::default()
     };
-    let observed = Observed { controllers: vec![("one".into(), view)] };
+    let observed = Observed { controllers: vec![("one".into(), view)], ..Observed::default() };
     let names = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
     check_names(&names(&["n1", "n2", "n3"]), &observed).unwrap();
     let refused = check_names(&names(&["n1", "n4"]), &observed).unwrap_err().to_string();
