@@ -244,6 +244,10 @@ async fn state_as_json_over_the_socket() {
     assert_eq!(services[0]["hostname"], "server.shop.svc.cluster.local");
     assert_eq!((&services[0]["endpoints"], &services[0]["healthy"]), (&json!(2), &json!(1)));
 
+    let report = get_json(&agent, "/analyze").await;
+    assert_eq!(report["findings"].as_array().map(Vec::is_empty), Some(false), "{report}");
+    assert_eq!(report["summary"]["errors"], 0);
+
     let policies = get_json(&agent, "/policies").await;
     assert_eq!((&policies[0]["name"], &policies[0]["action"]), (&json!("deny-all"), &json!("ALLOW")));
 
