@@ -13,6 +13,7 @@ use zeroize::Zeroizing;
 use super::csr::CheckedRequest;
 use super::hierarchy::ROOT_KEY;
 use super::kubernetes::{Keys, SecretName};
+use super::rotation::REVISION;
 use super::signing::{self, AuthorityError, CERTIFICATE, CHAIN, Files, KEY, ROOTS, Signing};
 use crate::certs::keeping::{SecretKey, warn_if_readable};
 use crate::certs::{Clock, leaf};
@@ -274,6 +275,15 @@ impl Authority {
         let signing = Signing::of(&config.source.shown(), files, &config.trust_domain, self.clock.now())?;
         if let Source::Folder(folder) = &config.source {
             warn_if_readable(&folder.join(KEY));
+        }
+        let (before, now) = (self.now.borrow().revision, signing.revision);
+        if now < before {
+            tracing::warn!(
+                before,
+                now,
+                "the authority's revision went down: agents that hold the roots of the higher one refuse what they \
+                 are told now. Write a higher number into {REVISION} (docs/identity.md, \"A folder from a backup\")"
+            );
         }
         self.now.send_replace(Arc::new(signing));
         Ok(true)

@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 
 use super::attest::PublicKeyPin;
 use super::kubernetes::Keys;
-use super::rotation::Folder;
+use super::rotation::{Folder, FolderError, Record, Secret, Site};
 use super::signing::{self, CERTIFICATE, CHAIN, KEY, ROOTS, RootView};
 use crate::certs::FileError;
 use crate::certs::keeping::{SecretKey, lock_directory, read_file, write_whole};
@@ -53,6 +53,8 @@ pub enum HierarchyError {
     Rotating { path: PathBuf, root: String },
     #[error("a node's name is 1 to 253 of letters, digits, '.', '-' and '_', not {0:?}")]
     NodeName(String),
+    #[error(transparent)]
+    Place(#[from] FolderError),
     #[error("making a certificate failed: {0}")]
     Make(#[from] rcgen::Error),
 }
@@ -146,6 +148,12 @@ impl Intermediate {
         })
     }
 
+    fn view(&self, root: Root, path: &Path, kept: Vec<PathBuf>) -> Result<Made, HierarchyError> {
+        let unusable = |why: String| HierarchyError::unusable(path, why);
+        let certificate = signing::certificates(self.certificate.as_bytes()).map_err(unusable)?.remove(0);
+        Ok(Made { issuing: signing::view(&certificate).map_err(unusable)?, root: root.view, kept })
+    }
+
     /// As the files of an authority, whose only root is the one that signed it.
     pub fn keys(&self) -> Keys {
         let root = self.chain.strip_prefix(&self.certificate).unwrap_or_default();
@@ -177,18 +185,11 @@ pub fn make_intermediate(
     let root = Root::open(root, now)?;
     let _lock = lock_directory(folder)?;
     let rotation = Folder::record_in(folder).map_err(|e| HierarchyError::unusable(folder, e))?;
-    if rotation.is_some_and(|rotation| !rotation.signs_under(&root.view.sha256)) {
-        return Err(HierarchyError::Rotating { path: folder.to_owned(), root: root.view.sha256 });
-    }
+    may_sign(&root, rotation.as_ref(), folder)?;
     Owner::check(folder, &[KEY, CHAIN, CERTIFICATE, ROOTS])?;
     let roots = folder.join(ROOTS);
     match read_file(&roots) {
-        Ok(held) => {
-            let held = signing::certificates(&held).map_err(|why| HierarchyError::unusable(&roots, why))?;
-            if !held.contains(&root.certificate) {
-                return Err(HierarchyError::NotTrusted { path: roots, root: root.view.sha256 });
-            }
-        }
+        Ok(held) => holds(&held, &root, &roots)?,
         Err(e) if e.source.kind() == std::io::ErrorKind::NotFound => {
             let pem = signing::pem(&root.certificate);
             Owner::of(&roots)?.write_whole(&roots, pem.as_bytes(), 0o644)?;
@@ -217,10 +218,41 @@ pub fn make_intermediate(
         let path = folder.join(name);
         Owner::of(&path)?.write_whole(&path, content, mode)?;
     }
-    let path = folder.join(CERTIFICATE);
-    let unusable = |why: String| HierarchyError::unusable(&path, why);
-    let certificate = signing::certificates(made.certificate.as_bytes()).map_err(unusable)?.remove(0);
-    Ok(Made { issuing: signing::view(&certificate).map_err(unusable)?, root: root.view, kept })
+    made.view(root, &folder.join(CERTIFICATE), kept)
+}
+
+/// The same for an authority in a secret, by one change of it. Of the secret's other keys none is touched:
+/// without its revision agents would refuse the roots that they are told.
+pub fn make_intermediate_in(
+    root: &Path,
+    secret: &Secret,
+    domain: &TrustDomain,
+    lifetime: Duration,
+    now: SystemTime,
+) -> Result<Made, HierarchyError> {
+    let (root, place) = (Root::open(root, now)?, secret.shown());
+    may_sign(&root, secret.record()?.as_ref(), &place)?;
+    let (held, roots) = (secret.keys()?, place.join(ROOTS));
+    let held = held.get(ROOTS).ok_or_else(|| HierarchyError::unusable(&roots, "it is not there"))?;
+    holds(held, &root, &roots)?;
+    let made = Intermediate::make(&root, domain, lifetime, now)?;
+    secret.sign_with(&made.keys())?;
+    made.view(root, &place.join(CERTIFICATE), Vec::new())
+}
+
+fn may_sign(root: &Root, rotation: Option<&Record>, place: &Path) -> Result<(), HierarchyError> {
+    if rotation.is_some_and(|rotation| !rotation.signs_under(&root.view.sha256)) {
+        return Err(HierarchyError::Rotating { path: place.to_owned(), root: root.view.sha256.clone() });
+    }
+    Ok(())
+}
+
+fn holds(held: &[u8], root: &Root, path: &Path) -> Result<(), HierarchyError> {
+    let held = signing::certificates(held).map_err(|why| HierarchyError::unusable(path, why))?;
+    if !held.contains(&root.certificate) {
+        return Err(HierarchyError::NotTrusted { path: path.to_owned(), root: root.view.sha256.clone() });
+    }
+    Ok(())
 }
 
 /// Papers of a node that a controller knows by its key.

@@ -49,6 +49,12 @@ impl Secret {
         Ok(Self { cluster, runtime, name: name.clone(), held })
     }
 
+    /// What signs, replaced in one change; whatever else is there stays.
+    pub(in crate::ca) fn sign_with(&self, with: &Keys) -> Result<(), FolderError> {
+        let new = |file: &str| with.get(file).map(|content| (file.to_owned(), Some(content.clone())));
+        self.change(ISSUING.iter().filter_map(|file| new(file)).collect())
+    }
+
     fn text(&self, key: &str) -> Result<String, FolderError> {
         let held = self.held.borrow();
         let unusable = |why: &str| FolderError::Record { path: self.path(key), why: why.to_owned() };
@@ -56,8 +62,13 @@ impl Secret {
         String::from_utf8(text.to_vec()).map_err(|_| unusable("it is no text"))
     }
 
+    /// What errors name before a key.
+    pub(in crate::ca) fn shown(&self) -> std::path::PathBuf {
+        format!("secret {}", self.name).into()
+    }
+
     fn path(&self, key: &str) -> std::path::PathBuf {
-        Path::new(&format!("secret {}", self.name)).join(key)
+        self.shown().join(key)
     }
 
     fn revision(&self) -> Result<u64, FolderError> {

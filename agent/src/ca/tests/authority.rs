@@ -10,8 +10,9 @@ use rustls_pki_types::pem::PemObject;
 use tokio_util::sync::CancellationToken;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::support::{CART, DAY, Scratch, config, domain, id, keys, open, request, world};
+use super::support::{CART, DAY, Lines, Scratch, config, domain, id, keys, open, request, world};
 use crate::ca::hierarchy::{self, INTERMEDIATE_LIFETIME, ROOT_LIFETIME};
+use crate::ca::rotation::REVISION;
 use crate::ca::signing::{CERTIFICATE, CHAIN, KEY, ROOTS};
 use crate::ca::{Authority, AuthorityConfig, AuthorityError, CheckedRequest, IssueError, check_request};
 use crate::certs::Clock;
@@ -315,4 +316,22 @@ fn a_root_may_sign_by_itself() {
     fs::copy(ca.join(ROOTS), ca.join(CHAIN)).unwrap();
     assert!(authority.reload().unwrap());
     assert_eq!(authority.issue(&asked(), &id(CART), None).unwrap().pem.len(), 2);
+}
+
+/// As where a secret is made anew from the files of `underpass ca intermediate`.
+#[test]
+fn a_revision_that_goes_down_is_told() {
+    let scratch = world();
+    let file = scratch.join("ca").join(REVISION);
+    fs::write(&file, "7").unwrap();
+    let authority = open(&scratch);
+    let (lines, _log) = Lines::listen();
+    fs::write(&file, "8").unwrap();
+    assert!(authority.reload().unwrap());
+    assert!(lines.take().iter().all(|line| !line.contains("went down")));
+    fs::remove_file(&file).unwrap();
+    assert!(authority.reload().unwrap());
+    let said = lines.take();
+    let told = said.iter().find(|line| line.contains("the authority's revision went down"));
+    assert!(told.is_some_and(|line| line.contains("before=8 now=0")), "{said:?}");
 }

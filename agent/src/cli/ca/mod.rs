@@ -5,6 +5,7 @@ mod rotate;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
+use anyhow::Context;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
@@ -12,6 +13,8 @@ use super::args::Output;
 use super::{Answer, output};
 use crate::ca::RootView;
 use crate::ca::hierarchy::{self, INTERMEDIATE_LIFETIME, ROOT_KEY, ROOT_LIFETIME};
+use crate::ca::kubernetes::SecretName;
+use crate::ca::rotation::Secret;
 use crate::lifecycle::dumps;
 use crate::model::{TrustDomain, units};
 
@@ -42,7 +45,11 @@ Nothing that is there is overwritten.";
 const INTERMEDIATE_HELP: &str = "\
 FOLDER gets ca-cert.pem, ca-key.pem, cert-chain.pem and root-cert.pem, as in Istio's cacerts secret. A running
 controller takes them in without a restart. Files that were there are kept as *.old; root-cert.pem, if it is
-there, must hold the root already, and stays as it is.";
+there, must hold the root already, and stays as it is.
+
+With --secret the first three are replaced in the authority's secret, by one change that is made only if nobody
+else has changed it meanwhile. Its other keys stay, the number that rotations count among them: a secret that
+is made anew lacks it, and agents refuse what they are told then. It needs `get` and `patch` on the secret.";
 
 const NODE_HELP: &str = "\
 DIR gets node.key (mode 0600) and node.pem, for the agent's configuration. The printed pin goes into the
@@ -72,8 +79,14 @@ pub(super) struct IntermediateArgs {
     #[arg(long, value_name = "DIR")]
     root: PathBuf,
     /// The folder that the controller signs from
-    #[arg(long, value_name = "FOLDER")]
-    out: PathBuf,
+    #[arg(long, value_name = "FOLDER", required_unless_present = "secret", conflicts_with = "secret")]
+    out: Option<PathBuf>,
+    /// The secret that the controller signs from, instead of a folder
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    secret: Option<SecretName>,
+    /// The way to the secret's API server, as of `underpass ca rotate`
+    #[arg(long, value_name = "FILE", requires = "secret", conflicts_with = "out")]
+    kubeconfig: Option<PathBuf>,
     /// The mesh's trust domain
     #[arg(long, value_name = "TD")]
     trust_domain: TrustDomain,
@@ -141,8 +154,16 @@ fn init_all(args: &Init) -> anyhow::Result<Answer> {
 fn intermediate(args: &IntermediateArgs) -> anyhow::Result<Answer> {
     let lifetime = args.lifetime.unwrap_or(INTERMEDIATE_LIFETIME);
     let now = SystemTime::now();
-    let made = hierarchy::make_intermediate(&args.root, &args.out, &args.trust_domain, lifetime, now)?;
-    print_made(&args.out, &made, args.output)
+    let (root, domain) = (&args.root, &args.trust_domain);
+    if let Some(name) = &args.secret {
+        let kubeconfig = args.kubeconfig.clone().or_else(rotate::usual_kubeconfig);
+        let secret = Secret::open(name, kubeconfig.as_deref())?;
+        let made = hierarchy::make_intermediate_in(root, &secret, domain, lifetime, now)?;
+        return print_made(&PathBuf::from(format!("secret {name}")), &made, args.output);
+    }
+    let folder = args.out.as_ref().context("name the authority by --out or --secret")?;
+    let made = hierarchy::make_intermediate(root, folder, domain, lifetime, now)?;
+    print_made(folder, &made, args.output)
 }
 
 fn print_made(folder: &std::path::Path, made: &hierarchy::Made, form: Output) -> anyhow::Result<Answer> {

@@ -14,6 +14,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use self::place::Place;
+pub(super) use self::place::usual_kubeconfig;
 use super::super::args::Output;
 use super::super::output::{print, printable, render};
 use super::super::{Answer, client};

@@ -47,13 +47,13 @@ impl Place {
     }
 
     fn read(&self, secret: &SecretName) -> anyhow::Result<Box<dyn Site>> {
-        let kubeconfig = self.kubeconfig.clone().or_else(usual);
+        let kubeconfig = self.kubeconfig.clone().or_else(usual_kubeconfig);
         Ok(Box::new(Secret::open(secret, kubeconfig.as_deref())?))
     }
 }
 
 /// As kubectl finds it.
-fn usual() -> Option<PathBuf> {
+pub(in crate::cli::ca) fn usual_kubeconfig() -> Option<PathBuf> {
     if let Some(named) = std::env::var_os("KUBECONFIG").filter(|named| !named.is_empty()) {
         return std::env::split_paths(&named).find(|path| path.exists());
     }

@@ -12,7 +12,7 @@ use super::*;
 use crate::ca::hierarchy::{ROOT_LIFETIME, make_intermediate, make_root};
 use crate::ca::kubernetes::fake::Fake;
 use crate::ca::kubernetes::{Cluster, Held};
-use crate::ca::rotation::{AgentView, RootView};
+use crate::ca::rotation::{AgentView, RootView, Secret};
 
 #[derive(Debug, Parser)]
 struct Line {
@@ -233,6 +233,34 @@ fn a_secret_is_taken_back_by_the_command_to_what_it_was() {
     let nothing = back(&w.rotation(&[])).unwrap_err().to_string();
     assert!(nothing.contains("no rotation is under way in the secret istio-system/cacerts"), "{nothing}");
     drop(w.scratch);
+}
+
+/// The revision above all: agents that have heard of it take no step back.
+#[test]
+fn an_intermediate_is_renewed_in_a_secret_and_nothing_else_is_touched() {
+    let w = InCluster::start("secret-renew");
+    for _ in 0..5 {
+        assert_eq!(next(&w.rotation(&[])).unwrap(), Answer::Yes);
+    }
+    let (before, patches) = (w.held().keys, w.fake.asked("PATCH").len());
+    assert!(before.contains_key("revision"));
+    let make = |root: &Path| {
+        let secret = Secret::open(&"istio-system/cacerts".parse().unwrap(), Some(&w.kubeconfig)).unwrap();
+        let domain = "mesh.test".parse().unwrap();
+        hierarchy::make_intermediate_in(root, &secret, &domain, INTERMEDIATE_LIFETIME, SystemTime::now())
+    };
+    make(&w.new).unwrap();
+    let after = w.held().keys;
+    assert_eq!(w.fake.asked("PATCH").len(), patches + 1, "one change");
+    let renewed = ["ca-cert.pem", "ca-key.pem", "cert-chain.pem"];
+    assert_eq!(after.keys().collect::<Vec<_>>(), before.keys().collect::<Vec<_>>());
+    for (key, content) in &before {
+        assert_eq!(after[key] != *content, renewed.contains(&key.as_str()), "{key}");
+    }
+    view_of(&w.kubeconfig).unwrap();
+    let withdrawn = make(&w.scratch.0.join("old")).unwrap_err().to_string();
+    assert!(withdrawn.contains("does not hold the root"), "{withdrawn}");
+    assert!(w.held().keys == after);
 }
 
 #[test]
