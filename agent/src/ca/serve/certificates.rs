@@ -79,7 +79,7 @@ impl Service {
         self.authority.issue(&checked, &identity, lifetime).map_err(|e| Denied::Authority(e.to_string()))
     }
 
-    /// Everything goes to the log, and the node learns what to look at.
+    /// Everything is counted and a few of each go to the log, and the node learns what to look at.
     fn refuse(&self, node: &NodeName, identity: &str, denied: &Denied) -> Status {
         let (outcome, status) = match denied {
             Denied::Caller(Refusal::Unknown(why)) => (Outcome::UnknownCaller, Status::unauthenticated(why)),
@@ -92,7 +92,9 @@ impl Service {
         };
         self.metrics.decided(outcome);
         let result = outcome.label();
-        tracing::warn!(%node, identity, result, "no certificate issued: {denied}");
+        if self.denials.may_log(&(node.clone(), result)) {
+            tracing::warn!(%node, identity, result, "no certificate issued: {denied}");
+        }
         status
     }
 }

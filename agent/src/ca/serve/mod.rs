@@ -9,6 +9,7 @@ mod metrics;
 mod papers;
 mod places;
 mod refusals;
+mod sample;
 mod tls;
 mod trust;
 
@@ -34,6 +35,7 @@ pub(crate) use trust::update;
 use self::door::Shown;
 use self::places::{Most, Place, Places};
 use self::refusals::{Cause, Refusals};
+use self::sample::Sample;
 use super::Authority;
 use super::agents::Agents;
 use super::attest::{Attestor, NodeName};
@@ -51,6 +53,8 @@ pub struct Service {
     signing: Turns<NodeName>,
     metrics: Metrics,
     refusals: Refusals,
+    /// What known nodes did not get, by node and result.
+    denials: Sample<(NodeName, &'static str)>,
     renew_within: Duration,
     limits: Limits,
 }
@@ -91,6 +95,9 @@ impl Service {
             asking: Turns::new(Share { at_once: 64, of_one: 8, waiting: WAITING }),
             signing: Turns::new(Share { at_once, of_one: 2, waiting: WAITING }),
             refusals: Refusals::new(metrics.clone()),
+            denials: Sample::new(|(node, result), left_out| {
+                tracing::warn!(%node, result, left_out, "more requests were refused than are logged");
+            }),
             metrics,
             renew_within,
             limits: Limits::default(),

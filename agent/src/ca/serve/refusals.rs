@@ -2,22 +2,19 @@
 
 use std::fmt::Display;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
-
-use tokio::time::Instant;
 
 use super::Metrics;
+use super::sample::Sample;
 
 /// Clones share it.
 #[derive(Clone)]
 pub(super) struct Refusals {
     metrics: Metrics,
-    logs: Arc<[Mutex<Log>; Cause::ALL.len()]>,
+    lines: Sample<Cause>,
 }
 
 /// Why somebody got nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Cause {
     /// There are too many connections.
     TurnedAway,
@@ -59,64 +56,18 @@ impl Cause {
     }
 }
 
-/// What was logged of one cause lately.
-#[derive(Default)]
-struct Log {
-    since: Option<Instant>,
-    lines: usize,
-    left_out: u64,
-}
-
-const LINES: usize = 5;
-const EVERY: Duration = Duration::from_secs(10);
-
 impl Refusals {
     pub(super) fn new(metrics: Metrics) -> Self {
-        Self { metrics, logs: Arc::default() }
+        let lines = Sample::new(|cause: &Cause, left_out| {
+            tracing::warn!(cause = cause.label(), left_out, "more callers were refused than are logged");
+        });
+        Self { metrics, lines }
     }
 
     pub(super) fn note(&self, cause: Cause, from: SocketAddr, why: &dyn Display) {
         self.metrics.refused(cause);
-        if self.may_log(cause) {
+        if self.lines.may_log(&cause) {
             tracing::warn!(cause = cause.label(), %from, "a caller was refused: {why}");
-        }
-    }
-
-    fn may_log(&self, cause: Cause) -> bool {
-        let (now, mut log) = (Instant::now(), self.log(cause));
-        let since = match log.since.filter(|since| now < *since + EVERY) {
-            Some(since) => since,
-            None => {
-                log.tell(cause);
-                *log = Log { since: Some(now), ..Log::default() };
-                now
-            }
-        };
-        if log.lines < LINES {
-            log.lines += 1;
-            return true;
-        }
-        log.left_out += 1;
-        if log.left_out == 1 {
-            let this = self.clone();
-            tokio::spawn(async move {
-                tokio::time::sleep_until(since + EVERY).await;
-                this.log(cause).tell(cause);
-            });
-        }
-        false
-    }
-
-    fn log(&self, cause: Cause) -> std::sync::MutexGuard<'_, Log> {
-        self.logs[cause as usize].lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Log {
-    fn tell(&mut self, cause: Cause) {
-        let left_out = std::mem::take(&mut self.left_out);
-        if left_out > 0 {
-            tracing::warn!(cause = cause.label(), left_out, "more callers were refused than are logged");
         }
     }
 }
@@ -124,6 +75,7 @@ impl Log {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
+    use super::super::sample::{EVERY, LINES};
     use super::*;
     use crate::ca::tests::support::Lines;
 

@@ -34,7 +34,9 @@ impl TrustService for Service {
         let session = self.agents.enter(&node).ok_or_else(|| {
             let why = format!("node {node} has too many streams open");
             self.metrics.follows(Following::TooMany);
-            tracing::warn!("a follower was refused: {why}");
+            if self.denials.may_log(&(node.clone(), "too_many_streams")) {
+                tracing::warn!("a follower was refused: {why}");
+            }
             Status::resource_exhausted(why)
         })?;
         self.metrics.follows(Following::Accepted);

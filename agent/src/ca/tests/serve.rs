@@ -209,3 +209,28 @@ async fn ten_thousand_requests_of_one_node_leave_another_node_its_turn() {
     assert!(issued >= 100 && issued + refused == 10_000, "{issued} issued, {refused} refused");
     assert_eq!(place.counted("too_many"), refused);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_flood_of_one_nodes_requests_is_a_few_lines_and_hides_no_others() {
+    let (place, key) = (Place::new(), KeyPair::generate().unwrap());
+    let good = request(&key, |_| {});
+    let foreign = || asking(&good, for_the("spiffe://mesh.test/ns/shop/sa/till"), 3600);
+    let (lines, _log) = Lines::listen();
+    for _ in 0..1000 {
+        place.ask("greedy", foreign()).await.unwrap_err();
+    }
+    let said = lines.take();
+    assert_eq!(said.len(), 5, "{said:?}");
+    assert!(said.iter().all(|line| line.contains("node=greedy") && line.contains("not_its_own")), "{said:?}");
+    place.ask("modest", foreign()).await.unwrap_err();
+    place.ask("greedy", asking("no PEM", for_the(CART), 3600)).await.unwrap_err();
+    let said = lines.take();
+    assert_eq!(said.len(), 2, "another node, and another result: {said:?}");
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    let said = lines.take();
+    assert!(
+        said.len() == 1 && said[0].contains("left_out=995") && said[0].contains("node=greedy"),
+        "{said:?}"
+    );
+    assert_eq!(place.counted("not_its_own"), 1001);
+}
