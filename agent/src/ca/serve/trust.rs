@@ -84,7 +84,12 @@ impl Follower {
                     }
                     Ok(Some(report)) if report.node == self.node.as_str() => self.session.report(report),
                     Ok(Some(report)) => {
-                        let why = format!("a report of {:?} by node {}", shorten(&report.node), self.node);
+                        let why = format!(
+                            "a report of {:?} by a node that the controller knows as {node}: set the agent's node name \
+                             to {node}, or rename it where the controller has it",
+                            shorten(&report.node),
+                            node = self.node
+                        );
                         break Some(Status::permission_denied(why));
                     }
                     Ok(None) => break None,

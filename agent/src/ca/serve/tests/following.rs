@@ -121,6 +121,7 @@ async fn a_report_under_another_name_ends_the_stream_and_is_not_kept() {
         lying.report(name, 1).await;
         let refused = lying.update().await.unwrap_err();
         assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+        assert!(refused.message().contains("set the agent's node name to n1"), "{refused}");
         assert!(refused.message().len() < 1024);
     }
     gone(&w).await;
