@@ -187,6 +187,7 @@ async fn view(
         roots: roots.collect(),
         expected,
         agents: agents.view(),
+        trouble: authority.trouble(),
     };
     serde_json::to_value(view).map_err(|e| e.to_string())
 }

@@ -1,7 +1,7 @@
 //! Signs what was granted, and follows its files.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use rcgen::{KeyUsagePurpose, SanType};
@@ -64,6 +64,8 @@ pub struct Authority {
     config: Arc<AuthorityConfig>,
     clock: Clock,
     now: Arc<watch::Sender<Arc<Signing>>>,
+    /// Why the files were not taken in when they were last looked at.
+    trouble: Arc<Mutex<Option<String>>>,
 }
 
 /// A certificate with all that belongs to it, as Istio's service answers.
@@ -135,6 +137,7 @@ impl Authority {
             config: Arc::new(config.clone()),
             clock,
             now: Arc::new(watch::Sender::new(Arc::new(signing))),
+            trouble: Arc::default(),
         })
     }
 
@@ -243,8 +246,14 @@ impl Authority {
         }
     }
 
+    /// Why the files as they are now were not taken in, if they were not.
+    pub fn trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Says what came of a look at the files, and each trouble once.
     pub(super) fn told(&self, taken: Result<bool, String>, warned: &mut Option<String>) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = taken.as_ref().err().cloned();
         match taken {
             Ok(taken) => {
                 *warned = None;

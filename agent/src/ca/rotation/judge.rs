@@ -19,6 +19,8 @@ pub enum Blocked {
     ControllerRoots { controller: String },
     /// It still signs with another authority.
     ControllerAuthority { controller: String },
+    /// Why it has not taken them.
+    ControllerTrouble { controller: String, trouble: String },
     /// Another cluster's does not tell its agents all roots that they will meet.
     ElsewhereRoots { controller: String },
     /// No agent of this node follows any controller.
@@ -46,6 +48,9 @@ impl fmt::Display for Blocked {
             }
             Self::ControllerAuthority { controller } => {
                 write!(f, "the controller at {controller} does not sign with the folder's ca-cert.pem yet")
+            }
+            Self::ControllerTrouble { controller, trouble } => {
+                write!(f, "the controller at {controller} goes on with the files it had: {trouble}")
             }
             Self::ElsewhereRoots { controller } => write!(
                 f,
@@ -142,7 +147,7 @@ impl<'a> Look<'a> {
 
     fn controllers_tell_of(&self, roots: &[String]) -> Vec<Blocked> {
         let behind = self.cluster.iter().filter(|(_, c)| !c.tells_of(roots));
-        behind.map(|(name, _)| Blocked::ElsewhereRoots { controller: name.clone() }).collect()
+        told(behind, |controller| Blocked::ElsewhereRoots { controller })
     }
 
     fn controllers_tell(&self, roots: &[String], revision: u64) -> Vec<Blocked> {
@@ -150,7 +155,7 @@ impl<'a> Look<'a> {
             return vec![Blocked::NoController];
         }
         let behind = self.cluster.iter().filter(|(_, c)| !c.tells(roots) || c.revision < revision);
-        behind.map(|(name, _)| Blocked::ControllerRoots { controller: name.clone() }).collect()
+        told(behind, |controller| Blocked::ControllerRoots { controller })
     }
 
     /// With the folder's issuing certificate, and under one of these roots: another certificate may have the
@@ -163,7 +168,7 @@ impl<'a> Look<'a> {
             !authority.is_empty() && c.authority.eq_ignore_ascii_case(authority) && roots.contains(&c.root)
         };
         let behind = self.cluster.iter().filter(|(_, c)| !signs(c));
-        behind.map(|(name, _)| Blocked::ControllerAuthority { controller: name.clone() }).collect()
+        told(behind, |controller| Blocked::ControllerAuthority { controller })
     }
 
     /// That every agent trusts what its controller tells. What a controller tells is asked elsewhere.
@@ -216,4 +221,18 @@ impl<'a> Look<'a> {
         }
         blocked
     }
+}
+
+/// Of each that is behind, and why if it has said so.
+fn told<'a>(
+    behind: impl Iterator<Item = &'a &'a (String, ControllerView)>,
+    blocked: impl Fn(String) -> Blocked,
+) -> Vec<Blocked> {
+    let each = behind.flat_map(|(name, view)| {
+        let controller = name.clone();
+        let trouble = view.trouble.clone();
+        let trouble = trouble.map(|trouble| Blocked::ControllerTrouble { controller, trouble });
+        [blocked(name.clone())].into_iter().chain(trouble)
+    });
+    each.collect()
 }

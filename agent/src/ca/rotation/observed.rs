@@ -22,6 +22,9 @@ pub struct ControllerView {
     /// The nodes that it knows of, whether they ever came or not.
     pub expected: Vec<String>,
     pub agents: Vec<AgentView>,
+    /// Why it has not taken the authority's files in as they are now.
+    #[serde(default)]
+    pub trouble: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -514,6 +514,7 @@ impl Scene {
             roots: roots.iter().map(|r| RootView { sha256: r.clone(), ..RootView::default() }).collect(),
             expected: vec!["n1".into(), "n2".into()],
             agents: vec![agent("n1"), agent("n2")],
+            trouble: None,
         };
         let observed = Observed { controllers: vec![("one".into(), controller)], elsewhere: vec![] };
         Self { record, observed, old, new }
@@ -621,6 +622,21 @@ fn every_controller_must_have_taken_the_files() {
     let mut scene = Scene::new(Phase::NewIssues);
     scene.controller().authority = "bb".into();
     assert_eq!(scene.judge().next, [Blocked::ControllerAuthority { controller: "one".into() }]);
+}
+
+#[test]
+fn a_controller_that_is_behind_says_why() {
+    for phase in WAITING {
+        let mut scene = Scene::new(phase);
+        let (controller, trouble) = ("one".to_owned(), "ca-key.pem: Permission denied".to_owned());
+        scene.controller().trouble = Some(trouble.clone());
+        assert!(scene.judge().next.is_empty(), "it has what counts");
+        scene.controller().roots.clear();
+        let behind = Blocked::ControllerRoots { controller: controller.clone() };
+        let why = Blocked::ControllerTrouble { controller, trouble };
+        assert!(why.to_string().ends_with("goes on with the files it had: ca-key.pem: Permission denied"));
+        assert_eq!(scene.judge().next, [behind, why]);
+    }
 }
 
 #[test]

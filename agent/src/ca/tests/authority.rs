@@ -335,3 +335,19 @@ fn a_revision_that_goes_down_is_told() {
     let told = said.iter().find(|line| line.contains("the authority's revision went down"));
     assert!(told.is_some_and(|line| line.contains("before=8 now=0")), "{said:?}");
 }
+
+#[test]
+fn what_is_wrong_with_the_files_is_said_until_they_are_right() {
+    let scratch = world();
+    let (authority, key) = (open(&scratch), scratch.join("ca").join(KEY));
+    let look = || authority.told(authority.reload().map_err(|e| e.to_string()), &mut None);
+    look();
+    assert_eq!(authority.trouble(), None);
+    let good = fs::read(&key).unwrap();
+    fs::remove_file(&key).unwrap();
+    look();
+    assert!(authority.trouble().is_some_and(|why| why.contains(KEY)), "{:?}", authority.trouble());
+    fs::write(&key, good).unwrap();
+    look();
+    assert_eq!(authority.trouble(), None);
+}
