@@ -186,23 +186,20 @@ fn certificates(
     telemetry: &Telemetry,
 ) -> anyhow::Result<(certs::Manager, Option<Arc<ControllerIssuer>>)> {
     let c = &config.certificates;
+    let trust = trust_files(config)?;
     let mut controller = None;
     let issuer: Arc<dyn Issuer> = match c.issuer {
         IssuerKind::Embedded => Arc::new(embedded_issuer(&c.embedded)?),
-        IssuerKind::Istio => Arc::new(istio_issuer(config)?),
+        IssuerKind::Istio => Arc::new(istio_issuer(config, &trust)?),
         IssuerKind::Spire => Arc::new(SpireIssuer::new(SpireConfig {
             admin_socket: c.spire.admin_socket.clone(),
             trust_domain: c.spire.trust_domain.clone(),
             deadline: issuer_deadline(config),
         })),
-        IssuerKind::Controller => controller.insert(Arc::new(controller_issuer(config)?)).clone(),
+        IssuerKind::Controller => controller.insert(Arc::new(controller_issuer(config, &trust)?)).clone(),
     };
     let settings = certs::Config { deadline: c.deadline, concurrency: usize::from(c.concurrency) };
-    let around = Surroundings {
-        trust: trust_files(config)?,
-        telemetry: Some(telemetry.clone()),
-        ..Surroundings::default()
-    };
+    let around = Surroundings { trust, telemetry: Some(telemetry.clone()), ..Surroundings::default() };
     Ok((certs::Manager::within(issuer, &settings, around), controller))
 }
 
@@ -253,12 +250,13 @@ fn embedded_issuer(embedded: &Embedded) -> anyhow::Result<EmbeddedIssuer> {
     })?)
 }
 
-fn istio_issuer(config: &Config) -> anyhow::Result<IstioIssuer> {
+fn istio_issuer(config: &Config, trust: &TrustFiles) -> anyhow::Result<IstioIssuer> {
     let istio = config.certificates.istio.clone();
     let issuer = IstioIssuer::new(IstioConfig {
         name: "istio",
         address: istio.address,
         root_certificate: istio.root_certificate,
+        trust: trust.clone(),
         alternative_host_name: istio.alternative_host_name,
         client: None,
         token_file: Some(istio.token_file),
@@ -273,13 +271,14 @@ fn istio_issuer(config: &Config) -> anyhow::Result<IstioIssuer> {
     issuer.map_err(|why| anyhow::anyhow!("certificates.istio: {why}"))
 }
 
-fn controller_issuer(config: &Config) -> anyhow::Result<ControllerIssuer> {
+fn controller_issuer(config: &Config, trust: &TrustFiles) -> anyhow::Result<ControllerIssuer> {
     let controller = config.certificates.controller.clone();
     let client = controller.client_certificate.zip(controller.client_key);
     let asked = IstioConfig {
         name: "controller",
         address: controller.address,
         root_certificate: controller.root_certificate,
+        trust: trust.clone(),
         alternative_host_name: controller.alternative_host_name,
         client: client.map(|(certificate, key)| ClientFiles { certificate, key }),
         token_file: controller.token_file,

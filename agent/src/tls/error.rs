@@ -48,10 +48,14 @@ pub enum TlsError {
     #[error("{identity} does not chain to a root of trust domain {} ({why}): its issuer hangs under another root, or our bundle is old", .identity.trust_domain())]
     Chain { identity: SpiffeId, why: String },
 
-    #[error("{what} is revoked by its issuer {issuer:?} (serial {serial}): if that was meant, nothing is to be done; a workload that should go on needs a new certificate", what = whose(.identity, .above.as_deref()))]
-    Revoked { identity: SpiffeId, above: Option<String>, serial: String, issuer: String },
-    #[error("the revocation list of {issuer:?}, in the chain of {identity}, was to be replaced by {} (it is {} here), and what it does not name may be revoked by now: give the issuer's newest list", utc(*.next_update), utc(*.now))]
-    RevocationListExpired { identity: SpiffeId, issuer: String, next_update: UnixTime, now: UnixTime },
+    #[error("{what} is revoked by its issuer {issuer:?} (serial {serial}): if that was meant, nothing is to be done; a workload that should go on needs a new certificate", what = whose(.holder, .above.as_deref()))]
+    Revoked { holder: String, above: Option<String>, serial: String, issuer: String },
+    #[error("the revocation list of {issuer:?}, in the chain of {holder}, was to be replaced by {} (it is {} here), and what it does not name may be revoked by now: give the issuer's newest list", utc(*.next_update), utc(*.now))]
+    RevocationListExpired { holder: String, issuer: String, next_update: UnixTime, now: UnixTime },
+    #[error(
+        "an issuer in the chain of {holder} signed a revocation list without cRLSign in its key usage: give a list by an issuer that may sign it"
+    )]
+    RevocationListSigner { holder: String },
 
     // A certificate in order, of somebody else than we accept.
     #[error(
@@ -102,7 +106,10 @@ impl TlsError {
 
     /// Whether the certificate may be sound but the roots at hand do not vouch for it.
     pub fn is_unvouched(&self) -> bool {
-        matches!(self, Self::Chain { .. } | Self::UnknownTrustDomain { .. })
+        matches!(
+            self,
+            Self::Chain { .. } | Self::UnknownTrustDomain { .. } | Self::RevocationListSigner { .. }
+        )
     }
 
     /// The word for the access log.
@@ -186,7 +193,7 @@ impl From<TlsError> for io::Error {
 }
 
 /// The leaf's own certificate, or one above it.
-fn whose(leaf: &SpiffeId, above: Option<&str>) -> String {
+fn whose(leaf: &str, above: Option<&str>) -> String {
     match above {
         None => format!("the certificate of {leaf}"),
         Some(name) => format!("the authority {name:?}, in the chain of {leaf},"),

@@ -33,7 +33,7 @@ pub use live::{Held, InUse};
 pub use provider::{Profile, fips_module, profile, provider, set_profile, sha256, tell_profile};
 pub use svid::{Summary, hex, peer_identity, summary, unhex};
 pub use trust::{Trust, Trusted};
-pub use verify::{Accept, rests_on, verify_chain};
+pub use verify::{Accept, check_server_revocation, rests_on, verify_chain};
 
 #[cfg(test)]
 pub(crate) mod testing;

@@ -101,6 +101,42 @@ pub fn rests_on(
     }
 }
 
+/// Whether a server that is known by its name, and has been verified but for this, has a path to one of
+/// `roots` with nothing on the way revoked. For those who need be no SVID: the authorities that agents ask.
+pub fn check_server_revocation(
+    leaf: &CertificateDer<'_>,
+    above: &[CertificateDer<'_>],
+    name: &ServerName<'_>,
+    roots: &[CertificateDer<'static>],
+    revoked: &Crls,
+    now: UnixTime,
+) -> Result<(), Error> {
+    if revoked.is_empty() {
+        return Ok(());
+    }
+    let malformed = |e: webpki::Error| Error::from(TlsError::Malformed(e.to_string()));
+    let anchors = roots
+        .iter()
+        .map(|root| webpki::anchor_from_trusted_cert(root).map(|anchor| (anchor, root)))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(malformed)?;
+    let signs_lists = |of: &TrustAnchor<'_>| {
+        let root = anchors.iter().find(|(anchor, _)| anchor == of);
+        root.is_some_and(|(_, der)| svid::parse(der).and_then(|r| svid::may_sign_lists(&r)).unwrap_or(false))
+    };
+    let holder = || format!("the server {}", name.to_str());
+    let revocation = Revocation { revoked, signs_lists: &signs_lists, now, holder: &holder };
+    let refusal = RefCell::new(None);
+    let path = |path: &VerifiedPath<'_>| revocation.check_or_keep(path, &refusal);
+    let roots: Vec<TrustAnchor<'_>> = anchors.iter().map(|(anchor, _)| anchor.clone()).collect();
+    let algorithms = provider().signature_verification_algorithms;
+    let leaf = EndEntityCert::try_from(leaf).map_err(malformed)?;
+    let found =
+        leaf.verify_for_usage(algorithms.all, &roots, above, now, KeyUsage::server_auth(), None, Some(&path));
+    let failed = found.map(drop).err();
+    failed.map_or(Ok(()), |e| Err(refusal.take().map_or_else(|| malformed(e), Error::from)))
+}
+
 enum Failed {
     Ours(TlsError),
     Webpki(webpki::Error),
@@ -135,15 +171,14 @@ fn check_path(
 ) -> Result<(), Failed> {
     let anchors: Vec<TrustAnchor<'_>> = roots.iter().map(|r| r.anchor.clone()).collect();
     let leaf = EndEntityCert::try_from(leaf).map_err(|e| Failed::Ours(TlsError::Malformed(e.to_string())))?;
-    // webpki carries only errors of its own.
     let refusal = RefCell::new(None);
+    let signs_lists =
+        |anchor: &TrustAnchor<'_>| roots.iter().any(|root| root.anchor == *anchor && root.signs_lists);
+    let holder = || identity.to_string();
+    let revocation = Revocation { revoked, signs_lists: &signs_lists, now, holder: &holder };
     let path = |path: &VerifiedPath<'_>| {
         issuers_may_sign(path)?;
-        let revocation = Revocation { revoked, roots, now, identity };
-        revocation.check(path).map_err(|e| {
-            *refusal.borrow_mut() = Some(e);
-            webpki::Error::CertRevoked
-        })
+        revocation.check_or_keep(path, &refusal)
     };
     let found = leaf.verify_for_usage(algorithms.all, &anchors, above, now, BothWays, None, Some(&path));
     match found.map(drop) {
@@ -185,12 +220,26 @@ fn issuers_may_sign(path: &VerifiedPath<'_>) -> Result<(), webpki::Error> {
 /// The question of revocation, put to every certificate of a path whose signatures are all in order.
 struct Revocation<'a> {
     revoked: &'a Crls,
-    roots: &'a [&'a Root],
+    /// Whether a root may sign lists.
+    signs_lists: &'a dyn Fn(&TrustAnchor<'_>) -> bool,
     now: UnixTime,
-    identity: &'a SpiffeId,
+    /// Whose path it is, for messages.
+    holder: &'a dyn Fn() -> String,
 }
 
 impl Revocation<'_> {
+    /// As [`Self::check`]. webpki carries only errors of its own: what ours was is left in `refusal`.
+    fn check_or_keep(
+        &self,
+        path: &VerifiedPath<'_>,
+        refusal: &RefCell<Option<TlsError>>,
+    ) -> Result<(), webpki::Error> {
+        self.check(path).map_err(|e| {
+            *refusal.borrow_mut() = Some(e);
+            webpki::Error::CertRevoked
+        })
+    }
+
     fn check(&self, path: &VerifiedPath<'_>) -> Result<(), TlsError> {
         if self.revoked.is_empty() {
             return Ok(());
@@ -202,10 +251,7 @@ impl Revocation<'_> {
             })?;
             below = issuer;
         }
-        self.check_one(below, path, &spki_for_anchor(path.anchor()), || {
-            let root = self.roots.iter().find(|root| root.anchor == *path.anchor());
-            Ok(root.is_some_and(|root| root.signs_lists))
-        })
+        self.check_one(below, path, &spki_for_anchor(path.anchor()), || Ok((self.signs_lists)(path.anchor())))
     }
 
     fn check_one(
@@ -217,27 +263,25 @@ impl Revocation<'_> {
     ) -> Result<(), TlsError> {
         let at = UNIX_EPOCH + Duration::from_secs(self.now.as_secs());
         let status = self.revoked.look_up(certificate.issuer(), issuers_key, certificate.serial(), at);
-        let identity = || self.identity.clone();
         match status {
             Status::Unlisted => Ok(()),
             Status::Revoked(list) => Err(TlsError::Revoked {
-                identity: identity(),
+                holder: (self.holder)(),
                 above: (certificate.der() != path.end_entity().der())
                     .then(|| svid::subject(&certificate.der())),
                 serial: svid::hex(certificate.serial()),
                 issuer: list.issuer.clone(),
             }),
             Status::Expired(list) => Err(TlsError::RevocationListExpired {
-                identity: identity(),
+                holder: (self.holder)(),
                 issuer: list.issuer.clone(),
                 next_update: unix(list.next_update),
                 now: self.now,
             }),
             // As OpenSSL and webpki: what such a list does not name cannot be taken for good.
-            Status::Good if !signs_lists()? => Err(TlsError::Chain {
-                identity: identity(),
-                why: "an issuer signed a revocation list without cRLSign in its key usage".into(),
-            }),
+            Status::Good if !signs_lists()? => {
+                Err(TlsError::RevocationListSigner { holder: (self.holder)() })
+            }
             Status::Good => Ok(()),
         }
     }

@@ -11,7 +11,7 @@ use underpass_proto::underpass::v1::{AgentReport, TrustUpdate};
 
 use super::update::{self, Update};
 use super::{ControllerIssuer, ReportSource, report, state};
-use crate::certs::istio::channel::{Followed, Unfinished};
+use crate::certs::istio::channel::{Followed, Known, Unfinished};
 use crate::certs::istio::{answer, failure, request};
 use crate::certs::{Nudge, renewal};
 
@@ -64,10 +64,8 @@ impl<'a> Follower<'a> {
             let (why, heard) = match self.open().await {
                 Ok(opened) => match self.stay(opened).await {
                     Ended::Lost(why) => (why, true),
-                    Ended::Doubted => {
-                        tracing::info!(
-                            "rootCertificate was replaced: the controller has to prove itself by it"
-                        );
+                    Ended::Doubted(what) => {
+                        tracing::info!("{what}: the controller has to prove itself anew");
                         continue;
                     }
                 },
@@ -103,7 +101,7 @@ impl<'a> Follower<'a> {
         match tokio::time::timeout(config.deadline, opened).await {
             Ok(Ok((updates, Some(first)))) => {
                 unfinished.finished();
-                Ok(Opened { updates, first, reports, file: known.file })
+                Ok(Opened { updates, first, reports, known })
             }
             Ok(Ok((_, None))) => Err(self.told("the stream ended before the first update")),
             Ok(Err(status)) => Err(self.ended(&status, Some(unfinished))),
@@ -113,7 +111,8 @@ impl<'a> Follower<'a> {
 
     /// Until the stream ends; says why it did.
     async fn stay(&mut self, opened: Opened) -> Ended {
-        let Opened { mut updates, first, reports, file } = opened;
+        let Opened { mut updates, first, reports, known } = opened;
+        let file = known.file;
         self.take(first, file);
         loop {
             self.keep().await;
@@ -121,6 +120,9 @@ impl<'a> Follower<'a> {
             tokio::select! {
                 update = updates.message() => match update {
                     Ok(Some(update)) => {
+                        if let Some(what) = self.doubted(&known).await {
+                            return Ended::Doubted(what);
+                        }
                         self.take(update, file);
                         self.keep().await;
                         tokio::time::sleep(PAUSE).await;
@@ -130,9 +132,8 @@ impl<'a> Follower<'a> {
                 },
                 () = tokio::time::sleep(if pending { LOOK_SOON } else { LOOK }) => {}
             }
-            // Else an impostor whom the operator has just ruled out would go on being believed.
-            if self.issuer.asked.channels().known().await.is_ok_and(|known| known.file != file) {
-                return Ended::Doubted;
+            if let Some(what) = self.doubted(&known).await {
+                return Ended::Doubted(what);
             }
             let report = self.report();
             self.ask_again(&report);
@@ -141,6 +142,16 @@ impl<'a> Follower<'a> {
                 *sent = report;
                 differs
             });
+        }
+    }
+
+    /// What has changed of that by which the controller was `known`. Else an impostor whom the operator has just
+    /// ruled out would go on being believed.
+    async fn doubted(&self, known: &Known) -> Option<&'static str> {
+        match self.issuer.asked.channels().known().await {
+            Ok(now) if now.file != known.file => Some("rootCertificate was replaced"),
+            Ok(now) if now.revoked != known.revoked => Some("the revocation lists have changed"),
+            _ => None,
         }
     }
 
@@ -289,14 +300,14 @@ struct Opened {
     updates: Streaming<TrustUpdate>,
     first: TrustUpdate,
     reports: watch::Sender<AgentReport>,
-    /// SHA-256 of the root file that counted.
-    file: [u8; 32],
+    /// What the controller was judged by.
+    known: Known,
 }
 
 enum Ended {
     Lost(String),
-    /// The operator has said anew who the controller is.
-    Doubted,
+    /// The operator has said anew who the controller is, or who it is not: what has changed.
+    Doubted(&'static str),
 }
 
 /// The newest report whenever there is one: a controller that is slow to read misses those between.
@@ -341,6 +352,7 @@ mod tests {
                 name: "controller",
                 address: "https://127.0.0.1:1".into(),
                 root_certificate: "/nowhere".into(),
+                trust: Default::default(),
                 alternative_host_name: None,
                 client: None,
                 token_file: Some("/nowhere".into()),

@@ -1,4 +1,5 @@
-//! The connection to the authority: one at a time, made anew when the roots change or a call on it fails.
+//! The connection to the authority: one at a time, made anew when the roots or the revocation lists
+//! change, or a call on it fails.
 
 use std::future::Future;
 use std::io;
@@ -12,11 +13,10 @@ use http::Uri;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioIo;
 use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::version::TLS13;
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -27,12 +27,13 @@ use tonic::codegen::Service;
 use tonic::transport::{Channel, Endpoint};
 use zeroize::Zeroizing;
 
+use super::verify::AuthorityVerifier;
 use super::{ClientFiles, IstioConfig};
-use crate::certs::CertError;
 use crate::certs::keeping::private_key;
+use crate::certs::{CertError, TrustFiles};
 use crate::model::TrustDomain;
 use crate::sys::watch::Watch;
-use crate::tls::{TrustBundles, provider, sha256};
+use crate::tls::{Crls, TrustBundles, provider, reason_of, sha256};
 
 /// TCP and TLS together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -57,6 +58,8 @@ pub(in crate::certs) struct Known {
     roots: Vec<CertificateDer<'static>>,
     /// SHA-256 of the file that counts, or that counted when the roots came.
     pub(in crate::certs) file: [u8; 32],
+    /// What is revoked among those that vouch for it.
+    pub(in crate::certs) revoked: Crls,
 }
 
 pub(in crate::certs) struct Channels {
@@ -67,6 +70,8 @@ pub(in crate::certs) struct Channels {
     client: Option<ClientFiles>,
     followed: Option<watch::Receiver<Option<Followed>>>,
     domain: TrustDomain,
+    /// For the revocation lists.
+    trust: TrustFiles,
     current: Current,
     /// A file that is not used in place of roots that were brought, so that it is said once.
     unusable: Mutex<Option<[u8; 32]>>,
@@ -125,6 +130,7 @@ impl Channels {
             client: config.client.clone(),
             followed,
             domain: config.trust_domain.clone(),
+            trust: config.trust.clone(),
             current: Current::default(),
             unusable: Mutex::default(),
         })
@@ -146,19 +152,30 @@ impl Channels {
     }
 
     /// For ever: makes another channel as soon as the files say so. Otherwise a connection to a server whose
-    /// root is gone would stay until the next call, and a file that cannot be used would be noticed only then.
+    /// root is gone, or who was revoked, would stay until the next call, and a file that cannot be used would be noticed only then.
     async fn follow_files(&self) {
         let mut watch = Watch::new(&self.roots);
+        let mut lists = self.trust.subscribe();
         loop {
             if let Err(e) = watch.ensure() {
                 tracing::debug!(file = %self.roots.display(), error = %e, "changes are noticed by polling only");
             }
-            tokio::time::timeout(POLL, watch.changed()).await.ok();
-            watch.settle(QUIET).await;
+            tokio::select! {
+                _ = tokio::time::timeout(POLL, watch.changed()) => watch.settle(QUIET).await,
+                // Whole when they are told of.
+                Ok(()) = lists.changed() => {}
+            }
             let used = lock(&self.current).is_some();
-            if used && let Err(error) = self.get().await {
-                *lock(&self.current) = None;
-                tracing::warn!(%error, "no certificates can be asked for");
+            if !used {
+                continue;
+            }
+            match self.get().await {
+                // No call was made on it.
+                Ok((_, unfinished, _)) => unfinished.finished(),
+                Err(error) => {
+                    *lock(&self.current) = None;
+                    tracing::warn!(%error, "no certificates can be asked for");
+                }
             }
         }
     }
@@ -184,8 +201,11 @@ impl Channels {
     /// The same, of a file that was read.
     pub(in crate::certs) fn choose(&self, file: io::Result<impl AsRef<[u8]>>) -> Result<Known, CertError> {
         let followed = self.followed.as_ref().and_then(|followed| followed.borrow().clone());
-        let brought =
-            |f: Followed| Known { roots: f.roots.roots(&self.domain).cloned().collect(), file: f.file };
+        let brought = |f: Followed| Known {
+            roots: f.roots.roots(&self.domain).cloned().collect(),
+            file: f.file,
+            revoked: self.revoked(),
+        };
         let bytes = match (file, followed) {
             (Err(_), Some(followed)) => return Ok(brought(followed)),
             (Err(e), None) => return Err(self.unusable(e)),
@@ -210,7 +230,12 @@ impl Channels {
 
     fn parse(&self, file: &[u8]) -> Result<Known, CertError> {
         let roots = CertificateDer::pem_slice_iter(file).collect::<Result<_, _>>();
-        Ok(Known { roots: roots.map_err(|e| self.unusable(e))?, file: sha256(file) })
+        let roots = roots.map_err(|e| self.unusable(e))?;
+        Ok(Known { roots, file: sha256(file), revoked: self.revoked() })
+    }
+
+    fn revoked(&self) -> Crls {
+        self.trust.now().revoked.clone()
     }
 
     fn store(&self, known: &Known) -> Result<RootCertStore, CertError> {
@@ -229,7 +254,12 @@ impl Channels {
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(store), provider())
             .build()
             .map_err(|e| self.unusable(e))?;
-        let verifier = EitherName { verifier, alternative: self.alternative.clone() };
+        let verifier = AuthorityVerifier {
+            verifier,
+            alternative: self.alternative.clone(),
+            roots: parts.known.roots.clone(),
+            revoked: parts.known.revoked.clone(),
+        };
         let tls = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&TLS13])
             .map_err(|e| CertError::Issuer(e.to_string()))?
@@ -333,7 +363,7 @@ impl Service<Uri> for Connector {
         let (tls, name) = (self.tls.clone(), self.name.clone());
         Box::pin(async move {
             let tcp = tcp.await?.into_inner();
-            let tls = tls.connect(name, tcp).await?;
+            let tls = tls.connect(name, tcp).await.map_err(|e| reason_of(&e))?;
             // A server that knows no ALPN would get HTTP/2 all the same, and answer it with anything.
             match tls.get_ref().1.alpn_protocol() {
                 Some(H2) => Ok(TokioIo::new(tls)),
@@ -343,57 +373,6 @@ impl Service<Uri> for Connector {
                 }
             }
         })
-    }
-}
-
-/// Takes a server whose certificate is for the name that was dialled, or for the alternative one.
-#[derive(Debug)]
-struct EitherName {
-    verifier: Arc<WebPkiServerVerifier>,
-    alternative: Option<ServerName<'static>>,
-}
-
-impl ServerCertVerifier for EitherName {
-    fn verify_server_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        above: &[CertificateDer<'_>],
-        dialled: &ServerName<'_>,
-        ocsp: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        let verify = |name: &ServerName<'_>| self.verifier.verify_server_cert(leaf, above, name, ocsp, now);
-        match (verify(dialled), &self.alternative) {
-            (
-                Err(Error::InvalidCertificate(
-                    CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-                )),
-                Some(other),
-            ) => verify(other),
-            (verified, _) => verified,
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.verifier.verify_tls12_signature(message, leaf, signed)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.verifier.verify_tls13_signature(message, leaf, signed)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.verifier.supported_verify_schemes()
     }
 }
 

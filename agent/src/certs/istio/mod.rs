@@ -7,6 +7,7 @@ pub(super) mod answer;
 pub(super) mod channel;
 pub(super) mod failure;
 pub(super) mod request;
+mod verify;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -25,11 +26,11 @@ pub use request::{check_cluster_id, check_headers};
 
 use self::channel::{Channels, Followed, FollowedFiles};
 use super::keeping::SecretKey;
-use super::{CertError, Issued, Issuer};
+use super::{CertError, Issued, Issuer, TrustFiles};
 use crate::model::{SpiffeId, TrustDomain};
 
 /// Where the authority is, and how the agent proves itself to it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct IstioConfig {
     /// The issuer's name, and its section's under `certificates`, for messages.
     pub name: &'static str,
@@ -37,6 +38,8 @@ pub struct IstioConfig {
     pub address: String,
     /// PEM file of the roots that the authority's server certificate is judged by; read for each call.
     pub root_certificate: PathBuf,
+    /// Their revocation lists count for the server's certificate too; their roots do not.
+    pub trust: TrustFiles,
     /// Another name that the server's certificate may have instead of the address's.
     pub alternative_host_name: Option<String>,
     /// The node's own certificate, shown in TLS; read for each call.

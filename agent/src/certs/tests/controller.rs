@@ -19,7 +19,10 @@ use underpass_proto::underpass::v1::{Bundle, HeldCertificate, RestingTunnels, Tr
 
 use super::istio_server::{Answer, Asked, Hierarchy, Server, config};
 use super::support::{CART, Scratch, Scripted, clock, id, manager};
-use crate::certs::{ClientFiles, ControllerIssuer, EmbeddedIssuer, Issuer, IstioConfig, Nudge, ReportSource};
+use crate::certs::{
+    ClientFiles, ControllerIssuer, EmbeddedIssuer, Issuer, IstioConfig, Nudge, ReportSource, TrustConfig,
+    TrustFiles,
+};
 use crate::tls::TrustBundles;
 use crate::tls::testing::{Authority, bundles, gullible_server};
 
@@ -325,6 +328,38 @@ async fn a_root_file_that_is_replaced_counts_again_also_for_the_stream_that_is_o
 
 /// Replicas read their files at different times, and a folder may be an old copy.
 #[tokio::test]
+async fn a_controller_whose_intermediate_is_revoked_is_followed_no_more_and_its_successor_is() {
+    let place = Place::new();
+    let (stolen, sound) = (place.root.intermediate(|_| {}), place.root.intermediate(|_| {}));
+    let list = place.scratch.path().join("ours.crl");
+    fs::write(&list, place.root.list(&[], 60)).unwrap();
+    let lists = TrustConfig { revocation_lists: vec![list.clone()], ..TrustConfig::default() };
+    let trust = TrustFiles::open(&lists).unwrap();
+    tokio::spawn(trust.clone().follow());
+    let mut server = place.server_at((Ipv4Addr::LOCALHOST, 0).into(), &stolen).await;
+    let address = server.address;
+    let mut follower = place.follow_by(IstioConfig { trust, ..place.config(address) });
+    follower.source.in_force.store(true, Ordering::SeqCst);
+    let mut session = server.session().await;
+    session.send(update("before", &[("mesh.test", &place.root)]));
+    while session.report().await.unwrap().version != "before" {}
+    follower.next_roots().await;
+
+    fs::write(&list, place.root.list(&[&stolen.certificate], 30)).unwrap();
+    while session.report().await.is_some() {}
+    let connections = server.connections();
+    let error = follower.issuer.issue(&id(CART)).await.unwrap_err().to_string();
+    assert!(error.contains("is revoked by its issuer"), "{error}");
+    assert_eq!(server.connections(), connections, "the impostor is not spoken to");
+    server.stop().await;
+
+    let mut server = place.server_at(address, &sound).await;
+    let mut session = server.session().await;
+    session.send(update("after", &[("mesh.test", &place.root), ("mesh.test", &Authority::root())]));
+    while session.report().await.unwrap().version != "after" {}
+}
+
+#[tokio::test]
 async fn an_update_of_an_earlier_revision_is_not_taken_also_not_after_a_restart() {
     let place = Place::new();
     let mut server = place.server().await;
@@ -528,13 +563,18 @@ impl Place {
 
     /// Wants a client certificate, whosever it is.
     fn tls(&self, root: &Authority) -> Arc<ServerConfig> {
-        gullible_server(&root.leaf("spiffe://unused/ns/a/sa/b", |leaf| {
+        let leaf = root.leaf("spiffe://unused/ns/a/sa/b", |leaf| {
             leaf.subject_alt_names = vec![SanType::IpAddress(Ipv4Addr::LOCALHOST.into())];
-        }))
+        });
+        gullible_server(&leaf.with(root))
     }
 
     fn follow(&self, address: SocketAddr) -> Follower {
-        let issuer = Arc::new(ControllerIssuer::new(self.config(address), self.state()).unwrap());
+        self.follow_by(self.config(address))
+    }
+
+    fn follow_by(&self, config: IstioConfig) -> Follower {
+        let issuer = Arc::new(ControllerIssuer::new(config, self.state()).unwrap());
         let source = Arc::new(Source::default());
         *source.held.lock().unwrap() =
             vec![HeldCertificate { identity: CART.into(), authority: vec![1], root: vec![2] }];

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -12,11 +13,13 @@ use rustls_pki_types::pem::PemObject;
 use tonic::Status;
 use x509_parser::prelude::{FromDer, ParsedExtension, X509CertificationRequest};
 
-use super::istio_server::{Answer, Asked, Hierarchy, Server, config};
+use super::istio_server::{Answer, Asked, Hierarchy, Server, config, showing};
 use super::support::{CART, Scratch, id};
 use crate::certs::istio::request;
 use crate::certs::keeping::SecretKey;
-use crate::certs::{CertError, Config, Identity, Issuer, IstioConfig, IstioIssuer, Manager};
+use crate::certs::{
+    CertError, Config, Identity, Issuer, IstioConfig, IstioIssuer, Manager, TrustConfig, TrustFiles,
+};
 use crate::tls::testing::{Authority, uri};
 use crate::tls::{TlsError, provider};
 
@@ -341,6 +344,66 @@ async fn a_connection_that_rests_on_replaced_roots_ends_without_a_call() {
     assert_eq!(server.asked.lock().unwrap().len(), 2);
 }
 
+/// A stolen intermediate can vouch for a server as well as for a workload.
+#[tokio::test]
+async fn an_authority_under_a_revoked_intermediate_is_refused_and_one_under_another_is_taken() {
+    let place = Place::new();
+    let (stolen, sound) = (place.root.intermediate(|_| {}), place.root.intermediate(|_| {}));
+    // Of the same name, but by another key: it counts for nobody here.
+    let foreign = Authority::root().list(&[&sound.certificate], 30);
+    let lists = [
+        place.list("ours.crl", place.root.list(&[&stolen.certificate], 60)),
+        place.list("foreign.crl", foreign),
+    ];
+    let trust =
+        TrustFiles::open(&TrustConfig { revocation_lists: lists.into(), ..TrustConfig::default() }).unwrap();
+    for (under, taken) in [(&stolen, false), (&sound, true)] {
+        let server = place.server_under(under).await;
+        let config = IstioConfig { trust: trust.clone(), ..server.config(&place.scratch) };
+        let issued = IstioIssuer::new(config).unwrap().issue(&id(CART)).await;
+        match issued {
+            Ok(_) => assert!(taken),
+            Err(error) => {
+                let said = error.to_string();
+                assert!(
+                    !taken && said.contains("\"CN=test intermediate\", in the chain of the server 127."),
+                    "{said}"
+                );
+                assert!(said.contains("is revoked by its issuer"), "{said}");
+            }
+        }
+        assert_eq!(
+            server.asked.lock().unwrap().len(),
+            usize::from(taken),
+            "an impostor is not shown the token"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_connection_to_an_authority_that_was_revoked_ends_without_a_call() {
+    let place = Place::new();
+    let stolen = place.root.intermediate(|_| {});
+    let list = place.list("ours.crl", place.root.list(&[], 60));
+    let config = TrustConfig { revocation_lists: vec![list], ..TrustConfig::default() };
+    let trust = TrustFiles::open(&config).unwrap();
+    tokio::spawn(trust.clone().follow());
+    let server = place.server_under(&stolen).await;
+    let issuer = IstioIssuer::new(IstioConfig { trust, ..server.config(&place.scratch) }).unwrap();
+    issuer.issue(&id(CART)).await.unwrap();
+    assert_eq!(server.open(), 1);
+    place.list("ours.crl", place.root.list(&[&stolen.certificate], 30));
+    let ended = async {
+        while server.open() > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), ended).await.expect("it is still open");
+    let error = issuer.issue(&id(CART)).await.unwrap_err().to_string();
+    assert!(error.contains("is revoked by its issuer"), "{error}");
+    assert_eq!(server.asked.lock().unwrap().len(), 1);
+}
+
 #[tokio::test]
 async fn the_server_must_have_the_address_s_name_or_the_alternative_one() {
     let place = Place::new();
@@ -420,6 +483,24 @@ impl Place {
 
     pub(super) fn write(&self, name: &str, text: &str) {
         fs::write(self.scratch.path().join(name), text).unwrap();
+    }
+
+    pub(super) fn list(&self, name: &str, list: Vec<u8>) -> PathBuf {
+        let path = self.scratch.path().join(name);
+        fs::write(&path, list).unwrap();
+        path
+    }
+
+    /// Its certificate is signed by `intermediate`, which is under the root.
+    async fn server_under(&self, intermediate: &Authority) -> Server {
+        self.write("root-cert.pem", &self.root.pem);
+        let leaf = intermediate.leaf("spiffe://unused/ns/a/sa/b", |leaf| {
+            leaf.subject_alt_names = vec![SanType::IpAddress(Ipv4Addr::LOCALHOST.into())];
+        });
+        let tls = showing(&leaf.with(intermediate), &[b"h2"]);
+        let hierarchy = Hierarchy::new();
+        let script = move |asked: Asked| answer(Ok(hierarchy.issue(&asked)));
+        Server::with_tls((Ipv4Addr::LOCALHOST, 0).into(), tls, script).await
     }
 
     pub(super) async fn server(&self, hierarchy: Hierarchy) -> Server {

@@ -32,9 +32,9 @@ use underpass_proto::underpass::v1::{AgentReport, TrustUpdate};
 use underpass_proto::well_known::value::Kind;
 
 use super::support::Scratch;
-use crate::certs::{Caller, IstioConfig};
+use crate::certs::{Caller, IstioConfig, TrustFiles};
 use crate::tls::provider;
-use crate::tls::testing::{Authority, leaf_params};
+use crate::tls::testing::{Authority, Shown, leaf_params};
 
 /// What arrived with one call.
 #[derive(Clone)]
@@ -126,6 +126,7 @@ pub(super) fn config(address: SocketAddr, dir: &Path) -> IstioConfig {
         name: "istio",
         address: format!("https://{address}"),
         root_certificate: dir.join("root-cert.pem"),
+        trust: TrustFiles::default(),
         alternative_host_name: None,
         client: None,
         token_file: Some(dir.join("token")),
@@ -149,7 +150,10 @@ pub(super) fn tls(
     alpn: &[&[u8]],
     change: impl FnOnce(&mut CertificateParams),
 ) -> Arc<ServerConfig> {
-    let shown = root.leaf("spiffe://unused/ns/a/sa/b", change);
+    showing(&root.leaf("spiffe://unused/ns/a/sa/b", change), alpn)
+}
+
+pub(super) fn showing(shown: &Shown, alpn: &[&[u8]]) -> Arc<ServerConfig> {
     let mut tls = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])
         .unwrap()
@@ -174,7 +178,8 @@ async fn serve(
             let Ok(tls) = tls.accept(tcp).await else { return };
             connections.fetch_add(1, Ordering::SeqCst);
             now.fetch_add(1, Ordering::SeqCst);
-            let shown = Shown(tls.get_ref().1.peer_certificates().map(|c| c[0].to_vec()).unwrap_or_default());
+            let shown =
+                ShownByClient(tls.get_ref().1.peer_certificates().map(|c| c[0].to_vec()).unwrap_or_default());
             let service = service_fn(move |mut request: http::Request<Incoming>| {
                 request.extensions_mut().insert(shown.clone());
                 let service = service.clone();
@@ -195,7 +200,7 @@ async fn serve(
 
 /// The certificate that the caller has shown in TLS.
 #[derive(Clone)]
-struct Shown(Vec<u8>);
+struct ShownByClient(Vec<u8>);
 
 #[derive(Clone)]
 struct Service {
@@ -234,7 +239,7 @@ impl TrustService for Service {
     ) -> Result<Response<Self::FollowStream>, Status> {
         let (updates, mut sent) = mpsc::unbounded_channel();
         let authorization = header(request.metadata(), "authorization");
-        let shown = request.extensions().get::<Shown>().unwrap().0.clone();
+        let shown = request.extensions().get::<ShownByClient>().unwrap().0.clone();
         let session = Session { authorization, shown, updates, reports: request.into_inner() };
         self.opened.send(session).ok();
         Ok(Response::new(Box::pin(futures::stream::poll_fn(move |context| sent.poll_recv(context)))))
@@ -254,7 +259,7 @@ impl IstioCertificateService for Service {
         let header = |name| header(request.metadata(), name);
         let (authorization, cluster, tenant) =
             (header("authorization"), header("clusterid"), header("x-tenant"));
-        let shown = request.extensions().get::<Shown>().unwrap().0.clone();
+        let shown = request.extensions().get::<ShownByClient>().unwrap().0.clone();
         let message = request.into_inner();
         let fields = message.metadata.unwrap_or_default().fields;
         let field = |name| match fields.get(name).and_then(|v| v.kind.clone()) {

@@ -1,5 +1,6 @@
 //! Files with roots and revocation lists, followed while the agent runs.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -164,6 +165,12 @@ impl TrustFiles {
 
     fn files(&self) -> Vec<File> {
         self.files.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl fmt::Debug for TrustFiles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.files().iter().map(|file| &file.path)).finish()
     }
 }
 
