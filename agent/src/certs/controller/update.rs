@@ -12,6 +12,8 @@ use crate::tls::TrustBundles;
 /// Longer than any rotation keeps side by side.
 pub(super) const MOST_ROOTS: usize = 64;
 const MOST_VERSION: usize = 128;
+/// Above what any counting reaches. A number at its very end could never be outgrown.
+const MOST_REVISION: u64 = 1 << 53;
 /// RFC 5280 4.2.1.2: a key identifier is a hash, or as the authority likes; ours are 20 bytes.
 const MOST_AUTHORITY: usize = 64;
 
@@ -35,6 +37,9 @@ pub(super) fn read(
     let version = update.version;
     if !(1..=MOST_VERSION).contains(&version.len()) || !version.bytes().all(|b| b.is_ascii_graphic()) {
         return Err(format!("its version {:?} is none", shorten(&version)));
+    }
+    if update.revision > MOST_REVISION {
+        return Err(format!("its revision {} is above {MOST_REVISION}", update.revision));
     }
     if update.authority.len() > MOST_AUTHORITY {
         return Err(format!("its authority's key identifier has {} bytes", update.authority.len()));
@@ -75,6 +80,22 @@ mod tests {
     use underpass_proto::underpass::v1::Bundle;
 
     use super::*;
+
+    #[test]
+    fn a_revision_that_could_hardly_be_outgrown_is_refused() {
+        let root = crate::tls::testing::Authority::root().certificate.to_vec();
+        for (revision, taken) in
+            [(MOST_REVISION, true), (MOST_REVISION + 1, false), (u64::MAX - 1, false), (u64::MAX, false)]
+        {
+            let bundles = vec![Bundle { trust_domain: "mesh.test".into(), roots: vec![root.clone()] }];
+            let update = TrustUpdate { version: "one".into(), bundles, revision, ..Default::default() };
+            let read = read(update, &"mesh.test".parse().unwrap(), SystemTime::now());
+            assert_eq!(read.as_ref().err().is_none(), taken, "{revision}");
+            if let Err(why) = read {
+                assert!(why.contains(&revision.to_string()), "{why}");
+            }
+        }
+    }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(1000))]
