@@ -15,7 +15,7 @@ use super::failures::Setback;
 use super::identity::vouched;
 use super::slots::Urgency;
 use super::view::{CertState, CertView, link_views, rfc3339, seconds};
-use super::workshop::Workshop;
+use super::workshop::{Signing, Workshop};
 use super::{CertError, Clock, Identity, renewal};
 use crate::model::SpiffeId;
 use crate::tls::{Certificate, Trust, TrustBundles, Trusted, hex, rests_on};
@@ -48,8 +48,10 @@ struct Held {
 
 struct Progress {
     failures: u32,
-    /// Certificates in a row that another authority had signed than the issuer says signs now.
+    /// Certificates in a row that another authority had signed than `awaited`.
     strangers: u32,
+    /// Who the issuer says signs now.
+    awaited: Vec<u8>,
     last_error: Option<CertError>,
     next: Option<Deadline>,
     /// Whether `next` is there so that a failing issuer is not asked in a tight loop.
@@ -87,6 +89,25 @@ impl Held {
     }
 }
 
+impl Progress {
+    /// Answers of the former authority say nothing of the next one's.
+    fn await_authority(&mut self, signing: &Signing) {
+        if self.awaited != signing.authority {
+            self.awaited.clone_from(&signing.authority);
+            self.strangers = 0;
+        }
+    }
+
+    /// How long until a certificate of `signing` is asked for: longer each time that another's came instead.
+    fn pause_for(&self, signing: &Signing, die: f64) -> Duration {
+        let pause = match self.strangers {
+            0 => Duration::ZERO,
+            strangers => Duration::from_secs(1 << strangers.min(20)),
+        };
+        signing.within.mul_f64(die.clamp(0.0, 1.0)).max(pause)
+    }
+}
+
 impl Entry {
     /// `before` is what a former holder has left.
     pub(super) fn new(identity: SpiffeId, workshop: &Workshop, before: Option<Setback>) -> Self {
@@ -100,6 +121,7 @@ impl Entry {
             progress: Mutex::new(Progress {
                 failures: before.as_ref().map_or(0, |b| b.failures),
                 strangers: 0,
+                awaited: Vec::new(),
                 is_retry: before.is_some(),
                 next: before.as_ref().map(|b| b.next),
                 last_error: before.map(|b| b.error),
@@ -364,9 +386,9 @@ impl Entry {
         match workshop.signing().filter(|s| s.is_other(certificate)) {
             // The answer was on its way when the authority changed, or a replica is behind.
             Some(signing) => {
+                progress.await_authority(&signing);
                 progress.strangers = progress.strangers.saturating_add(1);
-                let pause = Duration::from_secs(1 << progress.strangers.min(20));
-                due = due.min(now + signing.within.mul_f64(die.clamp(0.0, 1.0)).max(pause));
+                due = due.min(now + progress.pause_for(&signing, die));
             }
             None => progress.strangers = 0,
         }
@@ -401,8 +423,8 @@ impl Entry {
         if progress.is_retry || !signing.is_other(newest.certificate()) {
             return;
         }
-        let die = (workshop.die)().clamp(0.0, 1.0);
-        let at = workshop.clock.now() + signing.within.mul_f64(die);
+        progress.await_authority(&signing);
+        let at = workshop.clock.now() + progress.pause_for(&signing, (workshop.die)());
         if progress.next.is_none_or(|next| at < next.at) {
             progress.next = Some(workshop.clock.deadline(at));
             drop(progress);

@@ -33,7 +33,7 @@ pub(super) struct Follower<'a> {
     taken: Option<Update>,
     /// The newest whose roots every handshake is judged by.
     in_force: String,
-    /// An update of this revision was refused, so that it is said once.
+    /// The newest update was of this revision, and was refused.
     refused: Option<u64>,
     /// What is on the disk.
     kept: Option<Followed>,
@@ -158,6 +158,7 @@ impl<'a> Follower<'a> {
     /// `file`: SHA-256 of the root file that counted when the controller proved itself.
     fn take(&mut self, update: TrustUpdate, file: [u8; 32]) {
         let domain = &self.issuer.asked.config().trust_domain;
+        let revision = update.revision;
         let (update, others) = match update::read(update, domain, SystemTime::now()) {
             Ok(read) => read,
             Err(why) => {
@@ -165,6 +166,7 @@ impl<'a> Follower<'a> {
                     why,
                     "an update of the controller's is refused; the roots of before stay in force"
                 );
+                self.refused = Some(revision);
                 return;
             }
         };
@@ -255,6 +257,10 @@ impl<'a> Follower<'a> {
     /// A replica that lagged behind may have signed with the former authority after the first time.
     fn ask_again(&mut self, report: &AgentReport) {
         let Some(taken) = &self.taken else { return };
+        // Whoever signs now need not be whom the update that was taken names: nobody could give what is asked for.
+        if self.refused.is_some() {
+            return;
+        }
         if self.renewed_by.is_some_and(|by| by < Instant::now())
             && report.certificates.iter().any(|held| held.authority != taken.authority)
         {
@@ -370,33 +376,37 @@ mod tests {
         let mut nudges = issuer.nudges().unwrap();
         let mut follower = Follower::new(&issuer, &Nothing);
         let root = Authority::root();
-        follower.take(
-            TrustUpdate {
-                version: "one".into(),
-                bundles: vec![Bundle {
-                    trust_domain: "mesh.test".into(),
-                    roots: vec![root.certificate.to_vec()],
-                }],
-                authority: vec![1],
-                renew_within_seconds: 300,
-                revision: 1,
-            },
-            [0; 32],
-        );
+        let update = |revision| TrustUpdate {
+            version: "one".into(),
+            bundles: vec![Bundle {
+                trust_domain: "mesh.test".into(),
+                roots: vec![root.certificate.to_vec()],
+            }],
+            authority: vec![1],
+            renew_within_seconds: 300,
+            revision,
+        };
+        follower.take(update(1), [0; 32]);
         assert!(nudges.try_recv().is_ok());
         let held = |authority| AgentReport {
             certificates: vec![HeldCertificate { authority: vec![authority], ..Default::default() }],
             ..Default::default()
         };
-        let mut after = async |seconds, authority| {
+        let mut after = async |follower: &mut Follower<'_>, seconds, authority| {
             tokio::time::advance(Duration::from_secs(seconds)).await;
             follower.ask_again(&held(authority));
             nudges.try_recv().is_ok()
         };
-        assert!(!after(350, 2).await, "still in time");
-        assert!(!after(100, 1).await, "of the authority itself");
-        assert!(after(1, 2).await);
-        assert!(!after(1, 2).await, "these have their time again");
-        assert!(after(400, 2).await);
+        assert!(!after(&mut follower, 350, 2).await, "still in time");
+        assert!(!after(&mut follower, 100, 1).await, "of the authority itself");
+        assert!(after(&mut follower, 1, 2).await);
+        assert!(!after(&mut follower, 1, 2).await, "these have their time again");
+        assert!(after(&mut follower, 400, 2).await);
+        for refused in [0, u64::MAX] {
+            follower.take(update(refused), [0; 32]);
+            assert!(!after(&mut follower, 400, 2).await, "another authority may sign than we know of");
+            follower.take(update(1), [0; 32]);
+            assert!(after(&mut follower, 400, 2).await);
+        }
     }
 }

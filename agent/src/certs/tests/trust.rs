@@ -289,6 +289,33 @@ async fn a_nudge_fetches_anew_and_one_about_the_authority_only_what_others_have_
     assert_eq!(issuer.calls(), 7);
 }
 
+/// A controller whose word is stale names an authority that signs no more, again and again.
+#[tokio::test(start_paused = true)]
+async fn repeated_word_of_an_authority_that_does_not_sign_has_nobody_renew_without_pause() {
+    let (old, new) = (Arc::new(Authority::root()), Arc::new(Authority::root()));
+    let issuer = Changing::new(&old, Some(Some(bundles(&[("mesh.test", &old), ("mesh.test", &new)]))));
+    let (nudge, heard) = mpsc::unbounded_channel();
+    *issuer.nudges.lock().unwrap() = Some(heard);
+    let manager = manager(&issuer, TrustFiles::default());
+    let lease = manager.lease(&id(CART));
+    let authority = |of: &crate::certs::Identity| of.certificate().authority_key_id().unwrap().to_vec();
+    let before = authority(&lease.ready().await.unwrap());
+    let of = |authority: Vec<u8>| Nudge::SignedByOthers { authority, within: Duration::from_millis(50) };
+    for _ in 0..100 {
+        nudge.send(of(vec![1])).unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    // The first, and then after 2, 4, 8, 16, 32 and 64 seconds at the soonest.
+    assert!((2..=8).contains(&issuer.calls()), "{} calls", issuer.calls());
+
+    // Of another authority nothing is known against it.
+    issuer.sign_under(&new);
+    let calls = issuer.calls();
+    nudge.send(of(new.certificate(CART).authority_key_id().unwrap().to_vec())).unwrap();
+    until("the new authority's", || authority(&lease.current().unwrap()) != before).await;
+    assert_eq!(issuer.calls(), calls + 1);
+}
+
 #[tokio::test]
 async fn no_key_shows_in_anything_that_is_printed() {
     let authority = Arc::new(Authority::root());
