@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -13,7 +14,7 @@ use super::dial::DialError;
 use super::end::{End, while_wanted};
 use super::node::PodProxy;
 use super::tunnel::{self, Carrier, Connect, Forwarded, Key, Target, TraceParent, TunnelError, TunnelStream};
-use crate::certs::Identity;
+use crate::certs::{Clock, Identity};
 use crate::discovery::{self, Route};
 use crate::model::{AppAddr, Cause, ClientAddr, Direction, NextHop, Service, SpiffeId, Workload};
 use crate::telemetry::{Party, Record};
@@ -139,13 +140,25 @@ async fn connect(
             let peer = identity.trust().hold(chain).map_err(|e| {
                 tunnel::DialError::new(e.cause(), format!("TLS with {to}, on a second look: {e}"))
             })?;
+            let valid_until = tls::peer_valid_until(tls.get_ref().1)
+                .map_err(|e| tunnel::DialError::new(e.cause(), format!("TLS with {to}: {e}")))?;
             let renewed = pod.enrolled.lease.renewed(&identity);
-            Ok(tunnel::Dialled { transport: tls, peer: Some(peer), renewed: Some(Box::pin(renewed)) })
+            let outdated = outdated(renewed, valid_until, Clock::system());
+            Ok(tunnel::Dialled { transport: tls, peer: Some(peer), outdated: Some(Box::pin(outdated)) })
         }
         Ok(Err(e)) => {
             Err(tunnel::DialError::new(tls::cause_of(&e), format!("TLS with {to}: {}", tls::reason_of(&e))))
         }
         Err(_) => Err(tunnel::DialError::new(Cause::TlsFailed, format!("TLS with {to}: no answer in time"))),
+    }
+}
+
+/// Ready when our own certificate is `renewed`, or when the peer's has ended: who has proven itself by that must
+/// prove itself anew before it is given more.
+async fn outdated(renewed: impl Future<Output = ()>, peer_valid_until: SystemTime, clock: Clock) {
+    tokio::select! {
+        () = renewed => {}
+        () = clock.reach(peer_valid_until) => {}
     }
 }
 
@@ -185,5 +198,43 @@ pub(super) fn dial_cause(e: &DialError) -> Cause {
     match e {
         DialError::Prepare(_) | DialError::Own(_) | DialError::NoPort { .. } => Cause::Internal,
         DialError::Connect { .. } | DialError::Timeout { .. } => Cause::ConnectRefused,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+    use std::time::Duration;
+
+    use tokio::time::{sleep, timeout};
+
+    use super::*;
+    use crate::proxy::tunnel::testing::{Peers, echo_server, key, ping, pool, request};
+    use crate::proxy::tunnel::{ClientSettings, Dialled, Drain, ServerSettings};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_tunnel_takes_nothing_new_once_the_peers_certificate_has_ended_and_live_streams_go_on() {
+        let (start, since) = (SystemTime::now(), tokio::time::Instant::now());
+        let clock = Clock::from_fn(move || start + since.elapsed());
+        let (hour, minute) = (Duration::from_secs(3600), Duration::from_secs(60));
+        let peers = Peers::new(|far, _: usize| async move {
+            echo_server(far, ServerSettings::default(), Drain::default()).await;
+        });
+        let (pool, key) = (pool(ClientSettings::default()), key(1));
+        let dial = || {
+            let (dialled, until) = (peers.dial(), clock.now() + hour);
+            let outdated = outdated(pending(), until, clock.clone());
+            async move { Ok(Dialled { outdated: Some(Box::pin(outdated)), ..dialled.await? }) }
+        };
+        let mut old = pool.open(&key, &request(), dial).await.unwrap();
+        sleep(hour - minute).await;
+        pool.open(&key, &request(), dial).await.unwrap();
+        assert_eq!(peers.dials(), 1, "it is still valid");
+        sleep(2 * minute).await;
+        pool.open(&key, &request(), dial).await.unwrap();
+        assert_eq!(peers.dials(), 2, "it has to be proven anew");
+        assert_eq!(ping(&mut old, "old").await, "old");
+
+        timeout(minute, outdated(ready(()), clock.now() + hour, clock)).await.expect("ours was renewed");
     }
 }

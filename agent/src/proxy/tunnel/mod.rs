@@ -46,13 +46,14 @@ pub struct Dialled<T> {
     pub transport: T,
     /// The tunnel ends when this is lost.
     pub peer: Option<Held>,
-    /// The tunnel takes no new streams once this is ready: our own certificate is renewed.
-    pub renewed: Option<futures::future::BoxFuture<'static, ()>>,
+    /// The tunnel takes no new streams once this is ready: our own certificate is renewed, or the
+    /// peer's has ended.
+    pub outdated: Option<futures::future::BoxFuture<'static, ()>>,
 }
 
 impl<T: Transport> From<T> for Dialled<T> {
     fn from(transport: T) -> Self {
-        Self { transport, peer: None, renewed: None }
+        Self { transport, peer: None, outdated: None }
     }
 }
 

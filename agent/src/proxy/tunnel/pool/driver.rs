@@ -42,7 +42,7 @@ where
 /// What a tunnel that stands hangs on.
 struct Bound {
     peer: Option<Held>,
-    renewed: Option<BoxFuture<'static, ()>>,
+    outdated: Option<BoxFuture<'static, ()>>,
 }
 
 async fn handshake<F, T>(
@@ -53,11 +53,11 @@ where
     F: Future<Output = Result<Dialled<T>, DialError>> + Send + 'static,
     T: Transport,
 {
-    let Dialled { transport, peer, renewed } = connect.await?;
+    let Dialled { transport, peer, outdated } = connect.await?;
     let mut builder = settings.builder();
     builder.initial_max_send_streams(UNSETTLED);
     let made = builder.handshake(transport).await.map_err(|e| TunnelError::Handshake(Arc::new(e)));
-    made.map(|(sender, connection)| (sender, connection, Bound { peer, renewed }))
+    made.map(|(sender, connection)| (sender, connection, Bound { peer, outdated }))
 }
 
 /// Until the connection ends, by whomever.
@@ -72,7 +72,7 @@ async fn drive<T: Transport>(
     let mut keepalive = Keepalive::new(ping, &settings.keepalive);
     let mut wished = pin!(tunnel.wished.notified());
     let mut lost = pin!(lost(bound.peer.as_ref()));
-    let mut renewed = bound.renewed;
+    let mut outdated = bound.outdated;
     let mut retiring = false;
     let mut limit = UNSETTLED;
     poll_fn(|cx| {
@@ -82,8 +82,8 @@ async fn drive<T: Transport>(
         if lost.as_mut().poll(cx).is_ready() {
             tunnel.close(Cause::TrustRevoked);
         }
-        if renewed.as_mut().is_some_and(|renewed| renewed.as_mut().poll(cx).is_ready()) {
-            renewed = None;
+        if outdated.as_mut().is_some_and(|outdated| outdated.as_mut().poll(cx).is_ready()) {
+            outdated = None;
             tunnel.retire();
         }
         if tunnel.is_closed() {
