@@ -24,12 +24,13 @@ use crate::discovery::{Source, Store};
 use crate::lifecycle::{Readiness, Shutdown, Signals, TaskGroup};
 use crate::model::NetnsCookie;
 use crate::pods::{self, Destinations, Table};
+use crate::policy::DefectKind;
 use crate::proxy::tunnel::{ClientSettings, FlowSettings, KeepaliveSettings, ServerSettings};
 use crate::proxy::{self, Handshakes, Limits, Node};
 use crate::sys::netns;
 use crate::sys::socket::Keepalive;
 use crate::telemetry::process::LogControl;
-use crate::telemetry::{FlowLeftAlone, Telemetry};
+use crate::telemetry::{FlowLeftAlone, PolicySample, Telemetry};
 use crate::tls::{self, TrustBundles};
 
 /// Runs the agent until it is told to stop. `log` is the process's log, already set up.
@@ -61,6 +62,7 @@ async fn serve(config: Config, log: LogControl, descriptors: usize) -> anyhow::R
     let store = Store::new();
 
     let kernel = load(&config).await?;
+    watch_policy(&telemetry, &kernel, &store);
     let (certs, controller) = certificates(&config, &telemetry)?;
     let source = file_source(&config, &telemetry);
     let source_status = source.status();
@@ -391,6 +393,25 @@ fn node(
 
 /// What an answer to CONNECT may carry; ztunnel's value.
 const CLIENT_HEADER_LIST: u32 = 16 * 1024;
+
+/// What the metrics of policy ask for when they are scraped.
+fn watch_policy(telemetry: &Telemetry, kernel: &Arc<dyn Kernel>, store: &Store) {
+    let (kernel, snapshots) = (Arc::clone(kernel), store.subscribe());
+    telemetry.watch_policy(move || {
+        let snapshot = Arc::clone(&snapshots.borrow());
+        let count = |kind| {
+            let resources = snapshot.policies().resources();
+            resources.map_or(0, |all| all.defects().filter(|defect| defect.kind == kind).count())
+        };
+        PolicySample {
+            // A map that cannot be read shows at once elsewhere.
+            plaintext_dropped: kernel.plaintext_dropped().unwrap_or_default(),
+            invalid: count(DefectKind::Invalid),
+            unsupported: count(DefectKind::Unsupported),
+            dangling: count(DefectKind::Dangling),
+        }
+    });
+}
 
 async fn count_flows(mut flows: Flows, table: Arc<ArcSwap<Table>>, telemetry: Telemetry) {
     while let Some(flow) = flows.next().await {

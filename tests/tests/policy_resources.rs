@@ -24,6 +24,7 @@ fn main() -> ExitCode {
         ("deny_wins_over_allow", deny_wins),
         ("an_edit_cuts_the_one_of_two_connections_that_it_forbids", revoked),
         ("a_dry_run_decides_nothing_and_is_told", dry_run),
+        ("an_audit_decides_nothing_and_is_told", audited),
         ("a_server_admits_whom_its_authorization_names", linkerd_server),
         ("both_dialects_have_to_admit", both),
         ("a_label_that_brings_a_policy_ends_what_it_forbids", label_added),
@@ -70,8 +71,14 @@ fn strict_by_port(w: &mut Office) -> Result<()> {
          metadata: {name: side, namespace: default}\n\
          spec: {selector: {matchLabels: {app: server}}, mtls: {mode: PERMISSIVE}, portLevelMtls: {9090: {mode: STRICT}}}",
     ))?;
+    let admitted = |by: &str| w.counted("underpass_plaintext_admitted_total", &[format!("by=\"{by}\"")]);
+    let (before, dropped) = (admitted("kernel")?, w.counted(DROPPED, &[])?);
     w.admitted("guest", APP, "no_policy")?;
     w.refused("guest", SIDE, "strict_mtls", "")?;
+    ensure!(w.counted(DROPPED, &[])? >= dropped + 2.0, "what the kernel dropped is not counted");
+    wait::until(wait::PATIENCE, "what the kernel passed is counted", || {
+        admitted("kernel").is_ok_and(|now| now >= before + 2.0).then_some(())
+    })?;
     for port in [APP, SIDE] {
         w.admitted("alice", port, "no_policy")?;
     }
@@ -183,7 +190,7 @@ fn revoked(w: &mut Office) -> Result<()> {
     )?;
     cut(&mut bob)?;
     let line = w.line_of("bob", seen, "policy_revoked")?;
-    ensure!(line.is("verdict", "deny"), "{line}");
+    ensure!(line.is("verdict", "deny") && line.is("reason", "no_allow_matched"), "{line}");
     talk::echo(&mut alice, b"still here").context("alice's connection went as well")?;
     w.refused("bob", APP, "no_allow_matched", "")?;
     w.cluster.apply(w.mesh.clone())
@@ -194,6 +201,8 @@ fn dry_run(w: &mut Office) -> Result<()> {
     let dry = istio("dry", &rules)
         .replace("namespace: default", "namespace: default, annotations: {istio.io/dry-run: \"true\"}");
     w.cluster.apply(w.mesh.clone().resource(&dry))?;
+    let counted = |result: &str| w.counted(DRY_RUN, &[format!("result=\"{result}\"")]);
+    let before = [counted("would_deny")?, counted("would_allow")?];
     for (who, would) in
         [("bob", "denied by policy AuthorizationPolicy.security.istio.io/default/dry"), ("alice", "allowed")]
     {
@@ -203,8 +212,28 @@ fn dry_run(w: &mut Office) -> Result<()> {
         ensure!(line.is("verdict", "allow"), "{line}");
         ensure!(line.get("dry_run").unwrap_or_default().starts_with(would), "not {would:?}: {line}");
     }
+    // Each was admitted once by IPv4 and once by IPv6.
+    let now = [counted("would_deny")?, counted("would_allow")?];
+    ensure!(now == before.map(|count| count + 2.0), "{before:?} became {now:?}");
     let told = w.why("bob", APP)?;
     ensure!(told["dryRun"]["verdict"] == "deny" && told["dryRun"]["cause"] == "deny_matched", "{told}");
+    w.cluster.apply(w.mesh.clone())
+}
+
+fn audited(w: &mut Office) -> Result<()> {
+    let rules = format!("action: AUDIT, rules: [{{from: [{{source: {{{BOB}}}}}]}}]");
+    w.cluster.apply(w.mesh.clone().resource(&istio("seen", &rules)))?;
+    let seen = w.lines()?;
+    w.admitted("bob", APP, "no_policy")?;
+    w.admitted("alice", APP, "no_policy")?;
+    let policy = "AuthorizationPolicy.security.istio.io/default/seen";
+    let line = w.line_of("bob", seen, "closed")?;
+    ensure!(line.is("audit", &format!("{policy}#0")) && line.is("verdict", "allow"), "{line}");
+    let line = w.line_of("alice", seen, "closed")?;
+    ensure!(line.get("audit").is_none(), "{line}");
+    let counted =
+        w.counted("underpass_policy_audited_connections_total", &[format!("policy=\"{policy}\"")])?;
+    ensure!(counted == 2.0, "counted {counted} times");
     w.cluster.apply(w.mesh.clone())
 }
 
@@ -294,6 +323,7 @@ fn broken(w: &mut Office) -> Result<()> {
     w.refused("bob", APP, "deny_matched", "AuthorizationPolicy.security.istio.io/default/far-bob#0")?;
     talk::echo(&mut alice, b"still here").context("alice's connection went as well")?;
     let defects = w.why("bob", APP)?["defects"].to_string();
+    ensure!(w.counted("underpass_policy_defects", &["kind=\"invalid\"".into()])? == 1.0, "not counted");
     ensure!(defects.contains("192.0.2.0/33") && defects.contains("ipBlocks"), "not told: {defects}");
 
     // Where it allows, it admits nobody: not those either whom another value names.
@@ -313,6 +343,10 @@ fn broken(w: &mut Office) -> Result<()> {
     }
     w.cluster.apply(w.mesh.clone())
 }
+
+const DENIED: &str = "underpass_policy_denied_connections_total";
+const DRY_RUN: &str = "underpass_policy_dry_run_connections_total";
+const DROPPED: &str = "underpass_plaintext_dropped_total";
 
 const ALICE: &str = "principals: [cluster.local/ns/default/sa/alice]";
 const BOB: &str = "principals: [cluster.local/ns/default/sa/bob]";
@@ -357,6 +391,11 @@ impl Office {
         Ok(stream)
     }
 
+    /// Of the server's agent.
+    fn counted(&self, name: &str, labels: &[String]) -> Result<f64> {
+        self.cluster.n2.metric(name, &labels.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
     fn lines(&self) -> Result<usize> {
         Ok(self.cluster.n2.access()?.len())
     }
@@ -397,7 +436,11 @@ impl Office {
                 let line = self.line_of(who, seen, "policy_denied")?;
                 let told = line.get("policy").unwrap_or_default();
                 let resource = by.split('#').next().unwrap_or_default();
-                ensure!(told.starts_with(resource), "not by {by}: {line}");
+                ensure!(told == resource && line.is("reason", cause), "not by {by} for {cause}: {line}");
+                let rule = by.split_once('#').map(|(_, rule)| rule.to_owned());
+                ensure!(line.get("rule") == rule, "not by {by}: {line}");
+                let labels = [format!("reason=\"{cause}\""), format!("policy=\"{resource}\"")];
+                ensure!(self.counted(DENIED, &labels)? >= 1.0, "not counted: {labels:?}");
             }
         }
         self.agrees(who, port, ("deny", cause))?;

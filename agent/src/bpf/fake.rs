@@ -173,6 +173,10 @@ impl Kernel for FakeKernel {
         Ok(Flows::from_channel(receiver))
     }
 
+    fn plaintext_dropped(&self) -> Result<u64, BpfError> {
+        Ok(0)
+    }
+
     fn sockets(&self) -> Result<Vec<PodSocket>, BpfError> {
         Ok(Vec::new())
     }

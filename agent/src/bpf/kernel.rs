@@ -79,6 +79,10 @@ pub trait Kernel: Send + Sync + 'static {
     /// To be called inside a tokio runtime.
     fn flows(&self) -> Result<Flows, BpfError>;
 
+    /// How many attempts to connect in plaintext were dropped because none is allowed, since the programs
+    /// were first loaded.
+    fn plaintext_dropped(&self) -> Result<u64, BpfError>;
+
     /// The TCP sockets of the namespace that the calling thread is in.
     fn sockets(&self) -> Result<Vec<PodSocket>, BpfError>;
 }

@@ -276,6 +276,10 @@ impl Kernel for Programs {
         flows::read(ring)
     }
 
+    fn plaintext_dropped(&self) -> Result<u64, BpfError> {
+        lock(&self.maps).counter(counter::INBOUND_DROPPED)
+    }
+
     fn sockets(&self) -> Result<Vec<PodSocket>, BpfError> {
         sockets::list(self.agent_sockets.as_fd(), self.flow.as_fd())
     }

@@ -12,7 +12,7 @@ use crate::model::{Cause, ClientAddr, ConnectionId, Direction, OriginalDst};
 use crate::policy::{Compiled, Conn, Verdict};
 use crate::sys::SysError;
 use crate::sys::diag::{Diag, TcpState};
-use crate::telemetry::{Opened, Party, Telemetry};
+use crate::telemetry::{Denial, Opened, Party, Telemetry};
 
 /// Ends them, and records each. To be called when the kernel has the rules for what comes from now on.
 /// May take a while in a namespace with very many sockets.
@@ -72,8 +72,10 @@ fn find_and_end(
             workload: snapshot.workload_of(&pod.pod).cloned(),
             identity: Some(pod.pod.identity.clone()),
         });
-        if let Some(by) = verdict.by() {
-            record.set_policy(by.resource.to_string());
+        if let Verdict::Deny { by, why } = &verdict {
+            let policy = by.as_ref().map(|by| by.resource.to_string().into());
+            let rule = by.as_ref().and_then(|by| by.rule);
+            record.set_denial(&Denial { policy, rule, reason: why.cause() });
         }
         record.established();
         record.finish(Cause::PolicyRevoked, Some(verdict.to_string()));

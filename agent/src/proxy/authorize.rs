@@ -11,8 +11,9 @@ use tokio_util::sync::CancellationToken;
 use crate::discovery::Snapshot;
 use crate::lifecycle::Stop;
 use crate::model::{Cause, ConnectionId, LocalPod, Workload};
-use crate::policy::{By, Compiled, Conn, Connection, PathNormalization, Request, Subject, Verdict};
+use crate::policy::{By, Compiled, Conn, Connection, PathNormalization, Request, Subject, Verdict, Why};
 use crate::proxy::http::{Judge, Ruling};
+use crate::telemetry::{Denial, Record, Teller};
 
 /// Judges connections to one pod.
 pub struct Authorizer {
@@ -29,6 +30,7 @@ struct Live {
     conn: Conn,
     stop: Stop,
     per_request: bool,
+    record: Option<Teller>,
 }
 
 /// Policy allows this connection, until [`Permit::stop`] says otherwise.
@@ -43,8 +45,29 @@ pub struct Permit {
 /// Policy refuses this connection.
 #[derive(Debug)]
 pub struct Denied {
-    pub policy: Option<Arc<str>>,
+    pub told: Denial,
     pub why: String,
+}
+
+impl Denied {
+    fn of(verdict: &Verdict) -> Self {
+        let by = verdict.by();
+        let reason = match verdict {
+            Verdict::Deny { why, .. } => why.cause(),
+            Verdict::Allow { .. } => "",
+        };
+        let told = Denial {
+            policy: by.map(|by| by.resource.to_string().into()),
+            rule: by.and_then(|by| by.rule),
+            reason,
+        };
+        // The sentence about the resource is in the log's own fields.
+        let why = match verdict {
+            Verdict::Deny { why, .. } => why.to_string(),
+            Verdict::Allow { .. } => verdict.to_string(),
+        };
+        Self { told, why }
+    }
 }
 
 impl Authorizer {
@@ -58,7 +81,7 @@ impl Authorizer {
         // Judged and listed in one: a policy that changes meanwhile is seen by the review.
         let mut live = self.live();
         let (policy, per_request) = self.judge(&conn)?;
-        live.insert(id, Live { conn: conn.clone(), stop: stop.clone(), per_request });
+        live.insert(id, Live { conn: conn.clone(), stop: stop.clone(), per_request, record: None });
         drop(live);
         let authorizer = Arc::clone(self);
         let requests: Option<Arc<dyn Judge>> =
@@ -66,10 +89,18 @@ impl Authorizer {
         Ok(Permit { id, authorizer, stop, policy, requests })
     }
 
-    /// What the answer about `conn` would be with the policies that only run dry; none where there are none.
-    pub fn dry_run(&self, conn: &Conn) -> Option<Verdict> {
+    /// Tells what decides nothing: the answer with the policies that only run dry, and which ask for a trace.
+    pub fn note(&self, conn: &Conn, record: &Record) {
         let snapshot = Arc::clone(&self.snapshots.borrow());
-        snapshot.inbound_policy(&self.pod).dry_run(conn, None)
+        let policy = snapshot.inbound_policy(&self.pod);
+        if let Some(would) = policy.dry_run(conn, None) {
+            record.set_dry_run(would.to_string(), would.is_allow());
+        }
+        let audited = policy.audited(conn, None);
+        if !audited.is_empty() {
+            let named = |by: &By| (by.resource.to_string().into(), by.rule);
+            record.set_audit(&audited.iter().map(named).collect::<Vec<_>>());
+        }
     }
 
     /// Judges the live connections again whenever the snapshot changes, until `stop`.
@@ -83,15 +114,17 @@ impl Authorizer {
             }
             let policy = self.standing();
             for live in self.live().values() {
-                let is_permitted = match policy.on_connection(&live.conn) {
-                    Connection::Allow(_) => true,
-                    Connection::Deny(_) => false,
+                let forbids = match policy.on_connection(&live.conn) {
+                    Connection::Allow(_) => continue,
+                    Connection::PerRequest if live.per_request => continue,
+                    Connection::Deny(verdict) => verdict,
                     // What flows as bytes cannot be judged by its requests any more.
-                    Connection::PerRequest => live.per_request,
+                    Connection::PerRequest => Verdict::Deny { by: None, why: Why::NotHttp },
                 };
-                if !is_permitted {
-                    live.stop.end(Cause::PolicyRevoked);
+                if let Some(record) = &live.record {
+                    record.denied(&Denied::of(&forbids).told);
                 }
+                live.stop.end(Cause::PolicyRevoked);
             }
             if *policy != *before {
                 self.changes.send_modify(|count| *count += 1);
@@ -107,10 +140,7 @@ impl Authorizer {
         match snapshot.inbound_policy(&self.pod).on_connection(conn) {
             Connection::PerRequest => Ok((None, true)),
             Connection::Allow(verdict) => Ok((verdict.by().map(name), false)),
-            Connection::Deny(Verdict::Deny { by, why }) => {
-                Err(Denied { policy: by.as_ref().map(name), why: why.to_string() })
-            }
-            Connection::Deny(verdict) => Err(Denied { policy: None, why: verdict.to_string() }),
+            Connection::Deny(verdict) => Err(Denied::of(&verdict)),
         }
     }
 
@@ -138,6 +168,13 @@ impl Permit {
     /// Ends the connection when policy no longer allows it, or the pod's connections are cut.
     pub fn stop(&self) -> &Stop {
         &self.stop
+    }
+
+    /// Where to say who ended the connection, if policy does later on.
+    pub fn tell(&self, record: Teller) {
+        if let Some(live) = self.authorizer.live().get_mut(&self.id) {
+            live.record = Some(record);
+        }
     }
 
     /// Judges its requests, where policy depends on them: only what is allowed may be delivered then.
@@ -238,7 +275,7 @@ policies: [{policies}]
         assert!(futures::poll!(std::pin::pin!(good.stop().ended())).is_pending());
 
         let denied = authorizer.authorize(ConnectionId(3), conn("bad"), &cut).err().expect("denied");
-        assert_eq!(denied.policy.as_deref(), Some("shop/no-bad"));
+        assert_eq!(denied.told.policy.as_deref(), Some("shop/no-bad"));
         drop((bad, good));
         assert!(authorizer.live().is_empty(), "a permit that is dropped, or never given, leaves nothing");
     }
@@ -285,7 +322,7 @@ policies: [{policies}]
         let authorizer = authorizer(&store);
         let cut = Stop::default();
         let denied = authorizer.authorize(ConnectionId(1), conn("good"), &cut).err().expect("denied");
-        assert!(denied.why.contains("not-here") || denied.policy.as_deref() == Some("shop/not-here"));
+        assert!(denied.why.contains("not-here") || denied.told.policy.as_deref() == Some("shop/not-here"));
     }
 
     /// Forbids, or is the only one to allow, requests whose path begins with `/admin`.

@@ -212,18 +212,15 @@ async fn connection(
 ) -> End {
     record.set_hbone_addr(app.0);
     let conn = Conn::new(Some(peer.clone()), client.ip(), app.ip(), app.port());
-    if let Some(would) = pod.authorizer.dry_run(&conn) {
-        record.set_dry_run(would.to_string());
-    }
+    pod.authorizer.note(&conn, record);
     let permit = match pod.authorizer.authorize(record.id(), conn, cut) {
         Ok(permit) => permit,
         Err(denied) => {
-            if let Some(policy) = denied.policy {
-                record.set_policy(policy);
-            }
+            record.set_denial(&denied.told);
             return reject(respond, StatusCode::UNAUTHORIZED, Cause::PolicyDenied, denied.why);
         }
     };
+    permit.tell(record.teller());
     if let Some(policy) = permit.policy() {
         record.set_policy(Arc::clone(policy));
     }

@@ -43,18 +43,15 @@ async fn judged(
     record: &Record,
 ) -> End {
     let conn = Conn::new(None, client.ip(), app.ip(), app.port());
-    if let Some(would) = pod.authorizer.dry_run(&conn) {
-        record.set_dry_run(would.to_string());
-    }
+    pod.authorizer.note(&conn, record);
     let permit = match pod.authorizer.authorize(record.id(), conn, &pod.enrolled.cut) {
         Ok(permit) => permit,
         Err(denied) => {
-            if let Some(policy) = denied.policy {
-                record.set_policy(policy);
-            }
+            record.set_denial(&denied.told);
             return End::refused(stream, Cause::PolicyDenied, denied.why);
         }
     };
+    permit.tell(record.teller());
     if let Some(policy) = permit.policy() {
         record.set_policy(Arc::clone(policy));
     }
@@ -64,6 +61,7 @@ async fn judged(
         Err((cause, why)) => return End::refused(stream, cause, why),
     };
     record.established();
+    pod.node.telemetry.plaintext_admitted();
     match permit.requests() {
         None => deliver::copy_tcp(stream, upstream, record.counts(), permit.stop()).await.into(),
         Some(judge) => {

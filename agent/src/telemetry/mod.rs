@@ -26,8 +26,9 @@ pub use metrics::certificates::{
     TrustFileSample,
 };
 pub use metrics::own::{FlowLeftAlone, SourceHealth};
+pub use metrics::policy::PolicySample;
 pub use metrics::{CATALOGUE, Kind, MetricInfo};
-pub use record::{Counts, Opened, Party, Record};
+pub use record::{Counts, Denial, Opened, Party, Record, Teller};
 pub use view::{ConnectionState, ConnectionView, PartyView};
 
 use crate::model::{Cause, ConnectionId, Direction};
@@ -141,6 +142,9 @@ impl Telemetry {
     /// A connection that the kernel left alone has closed, as its flow record tells.
     pub fn flow_left_alone(&self, flow: &FlowLeftAlone<'_>) {
         self.inner.metrics.own.flow_left_alone(flow);
+        if flow.direction == Direction::Inbound {
+            self.inner.metrics.policy.plaintext_admitted("kernel");
+        }
     }
 
     /// A pod has left this node: its own series are dropped.
@@ -161,6 +165,16 @@ impl Telemetry {
     /// Where the state of certificates is asked for at every scrape. The first one given counts.
     pub fn watch_certificates(&self, samples: impl Fn() -> CertificateSamples + Send + Sync + 'static) {
         self.inner.metrics.certificates.watch(Box::new(samples));
+    }
+
+    /// A plaintext connection that policy let the agent deliver.
+    pub fn plaintext_admitted(&self) {
+        self.inner.metrics.policy.plaintext_admitted("agent");
+    }
+
+    /// Where the state of policy is asked for at every scrape. The first one given counts.
+    pub fn watch_policy(&self, sample: impl Fn() -> PolicySample + Send + Sync + 'static) {
+        self.inner.metrics.policy.watch(Box::new(sample));
     }
 
     /// How many pods are enrolled now.

@@ -35,6 +35,37 @@ pub struct Party {
     pub identity: Option<SpiffeId>,
 }
 
+/// Who refused a connection, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Denial {
+    /// The resource, where it was one.
+    pub policy: Option<Arc<str>>,
+    /// Which of its rules, counted from 0.
+    pub rule: Option<u32>,
+    /// One word.
+    pub reason: &'static str,
+}
+
+/// Adds to an open connection's record; to one that is finished it adds nothing.
+#[derive(Clone)]
+pub struct Teller {
+    live: Arc<Live>,
+}
+
+impl Teller {
+    pub fn denied(&self, denial: &Denial) {
+        let mut facts = lock(&self.live.facts);
+        facts.policy.clone_from(&denial.policy);
+        (facts.rule, facts.reason) = (denial.rule, Some(denial.reason));
+    }
+}
+
+impl std::fmt::Debug for Teller {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Teller").field(&self.live.opened.id).finish()
+    }
+}
+
 /// Bytes of the application's stream, not of the tunnel's.
 #[derive(Debug, Default)]
 pub struct Counts {
@@ -103,8 +134,32 @@ impl Record {
     }
 
     /// What the answer would be if the policies that only run dry were in force.
-    pub fn set_dry_run(&self, would: String) {
+    pub fn set_dry_run(&self, would: String, would_allow: bool) {
+        self.telemetry.inner.metrics.policy.dry_run(would_allow);
         lock(&self.live.facts).dry_run = Some(would);
+    }
+
+    /// The AUDIT policies that match, each with its rule (`<policy>#<rule>`) or without.
+    pub fn set_audit(&self, matching: &[(Arc<str>, Option<u32>)]) {
+        for (policy, _) in matching {
+            self.telemetry.inner.metrics.policy.audited(policy);
+        }
+        let told = matching.iter().map(|(policy, rule)| match rule {
+            Some(rule) => format!("{policy}#{rule}"),
+            None => policy.to_string(),
+        });
+        let told: Vec<String> = told.collect();
+        lock(&self.live.facts).audit = (!told.is_empty()).then(|| told.join(" "));
+    }
+
+    /// Policy refuses the connection, or ends it.
+    pub fn set_denial(&self, denial: &Denial) {
+        self.teller().denied(denial);
+    }
+
+    /// For whoever ends the connection later on and knows why.
+    pub fn teller(&self) -> Teller {
+        Teller { live: Arc::clone(&self.live) }
     }
 
     /// What both ends' lines of one connection have in common.
@@ -148,6 +203,9 @@ impl Record {
         if !facts.established && !cause.is_success() {
             inner.metrics.own.refused(self.live.opened.direction, cause);
         }
+        if let Some(reason) = facts.reason {
+            inner.metrics.policy.denied(reason, facts.policy.as_ref());
+        }
         if let Some(log) = &inner.log {
             let line = self.live.line(&facts, cause, detail);
             access::with_line(inner.format, &line, |bytes| log.push(bytes));
@@ -182,7 +240,10 @@ struct Facts {
     next_hop: Option<NextHop>,
     hbone_addr: Option<SocketAddr>,
     policy: Option<Arc<str>>,
+    rule: Option<u32>,
+    reason: Option<&'static str>,
     dry_run: Option<String>,
+    audit: Option<String>,
     trace: Option<u128>,
     mtls: bool,
     established: bool,
@@ -247,7 +308,10 @@ impl Live {
             hbone_addr: facts.hbone_addr,
             service: facts.service.as_deref(),
             policy: facts.policy.as_deref(),
+            rule: facts.rule,
+            reason: facts.reason,
             dry_run: facts.dry_run.as_deref(),
+            audit: facts.audit.as_deref(),
             trace: facts.trace,
             established: facts.established,
             sent: self.counts.sent.load(Ordering::Relaxed),

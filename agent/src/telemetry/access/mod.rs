@@ -40,7 +40,10 @@ pub(super) struct Line<'a> {
     pub(super) hbone_addr: Option<SocketAddr>,
     pub(super) service: Option<&'a Service>,
     pub(super) policy: Option<&'a str>,
+    pub(super) rule: Option<u32>,
+    pub(super) reason: Option<&'static str>,
     pub(super) dry_run: Option<&'a str>,
+    pub(super) audit: Option<&'a str>,
     pub(super) trace: Option<u128>,
     pub(super) established: bool,
     /// Client to server.
@@ -132,8 +135,17 @@ fn write(line: &Line<'_>, to: &mut impl Sink) {
     if let Some(policy) = line.policy {
         to.string("policy", policy);
     }
+    if let Some(rule) = line.rule {
+        to.number("rule", u64::from(rule));
+    }
+    if let Some(reason) = line.reason {
+        to.string("reason", reason);
+    }
     if let Some(would) = line.dry_run {
         to.string("dry_run", would);
+    }
+    if let Some(matching) = line.audit {
+        to.string("audit", matching);
     }
     to.string("cause", line.cause.as_str());
     if let Some(detail) = line.detail {

@@ -26,7 +26,10 @@ fn formatted<'a>(format: Format, change: impl FnOnce(&mut Line<'a>)) -> String {
         hbone_addr: Some("10.0.2.9:8080".parse().unwrap()),
         service: Some(Box::leak(Box::new(service))),
         policy: Some("shop/allow-client"),
+        rule: None,
+        reason: None,
         dry_run: None,
+        audit: None,
         trace: Some(0x0123_4567_89ab_cdef),
         established: true,
         sent: 11,
@@ -239,6 +242,7 @@ fn the_page_lists_every_field() {
     let whole = json(|line| {
         (line.cause, line.detail) = (Cause::TlsFailed, Some("why"));
         line.dry_run = Some("denied");
+        (line.rule, line.reason, line.audit) = (Some(2), Some("deny_matched"), Some("shop/seen#0"));
     });
     assert_eq!(documented, whole.as_object().unwrap().keys().map(String::as_str).collect::<Vec<_>>());
     assert!(

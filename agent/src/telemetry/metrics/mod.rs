@@ -7,6 +7,7 @@
 pub(super) mod certificates;
 pub(super) mod labels;
 pub(super) mod own;
+pub(super) mod policy;
 pub(super) mod traffic;
 
 use std::sync::{Arc, Mutex};
@@ -18,12 +19,14 @@ use super::record::Live;
 use super::{MetricsConfig, TelemetryError, lock};
 use certificates::Certificates;
 use own::Own;
+use policy::PolicyMetrics;
 use traffic::Traffic;
 
 pub(super) struct Metrics {
     pub(super) traffic: Traffic,
     pub(super) own: Own,
     pub(super) certificates: Certificates,
+    pub(super) policy: PolicyMetrics,
     /// One scrape at a time: what others count is copied in by difference.
     scrape: Mutex<()>,
 }
@@ -55,6 +58,12 @@ pub const CATALOGUE: &[MetricInfo] = &[
     own::CONNECTIONS,
     own::REFUSED,
     own::REQUESTS_DENIED,
+    policy::DENIED,
+    policy::DRY_RUN,
+    policy::AUDITED,
+    policy::PLAINTEXT_ADMITTED,
+    policy::PLAINTEXT_DROPPED,
+    policy::DEFECTS,
     own::PODS,
     own::PASSTHROUGH_CONNECTIONS,
     own::PASSTHROUGH_SENT,
@@ -87,7 +96,8 @@ impl Metrics {
     pub(super) fn new(config: &MetricsConfig) -> Result<Self, TelemetryError> {
         let own = Own::new()?;
         let certificates = Certificates::new(&own.registry)?;
-        Ok(Self { traffic: Traffic::new(config), own, certificates, scrape: Mutex::default() })
+        let policy = PolicyMetrics::new(&own.registry)?;
+        Ok(Self { traffic: Traffic::new(config), own, certificates, policy, scrape: Mutex::default() })
     }
 
     pub(super) fn render(&self, live: &[Arc<Live>], log: QueueStats) -> Result<String, TelemetryError> {
@@ -95,6 +105,7 @@ impl Metrics {
         self.traffic.evict();
         self.own.at_scrape(live, log, &self.traffic);
         self.certificates.at_scrape();
+        self.policy.at_scrape();
         let mut text = self.traffic.render();
         TextEncoder::new().encode_utf8(&self.own.registry.gather(), &mut text)?;
         Ok(text)

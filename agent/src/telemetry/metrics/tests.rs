@@ -5,7 +5,7 @@ use crate::telemetry::{
     BundleSample, CertificateAttempt, CertificateSample, CertificateSamples, RevocationListSample,
     TrustFileSample,
 };
-use crate::telemetry::{FlowLeftAlone, Party, SourceHealth, Telemetry};
+use crate::telemetry::{Denial, FlowLeftAlone, Party, PolicySample, SourceHealth, Telemetry};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -304,6 +304,13 @@ fn the_catalogue_is_what_is_rendered() {
     telemetry.source("file", SourceHealth::Accepted { revision: 1 });
     telemetry.source("file", SourceHealth::Refused);
     telemetry.request_denied("deny_matched");
+    let judged = connect(&telemetry, Direction::Inbound);
+    judged.set_dry_run("denied".into(), false);
+    judged.set_audit(&[("n/seen".into(), Some(0))]);
+    judged.set_denial(&Denial { policy: Some("n/no".into()), rule: Some(1), reason: "deny_matched" });
+    judged.finish(Cause::PolicyDenied, None);
+    telemetry.plaintext_admitted();
+    telemetry.watch_policy(PolicySample::default);
     let took = Duration::from_millis(3);
     telemetry.certificate(&CertificateAttempt { took, failed: Some("deadline"), is_renewal: true });
     telemetry.watch_certificates(everything);
