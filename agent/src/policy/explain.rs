@@ -261,10 +261,10 @@ fn fields<'a>(m: &'a Match, peer: &'a Peer<'_>) -> Vec<Field<'a>> {
     all.both("source.remoteIpBlocks", &ip(peer.source_ip), nets(&m.remote_ips), nets(&m.not_remote_ips));
     let to = ip(peer.destination_ip);
     all.both("destination.ip", &to, nets(&m.destination_ips), nets(&m.not_destination_ips));
-    let known = |text: &'a str| identity(Some(text).filter(|text| !text.is_empty()));
-    let domain = known(peer.trust_domain());
+    // A client without identity is of the namespace, and the trust domain, that is called "".
+    let domain = Given::text(peer.trust_domain());
     all.both("source.trustDomains", &domain, strings(&m.trust_domains), strings(&m.not_trust_domains));
-    let namespace = known(peer.namespace());
+    let namespace = Given::text(peer.namespace());
     all.both("source.namespaces", &namespace, strings(&m.namespaces), strings(&m.not_namespaces));
     let (one_of, none_of) = (accounts(&m.service_accounts), accounts(&m.not_service_accounts));
     all.both("source.serviceAccounts", &account, one_of, none_of);
