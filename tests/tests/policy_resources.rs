@@ -74,7 +74,7 @@ fn strict_by_port(w: &mut Office) -> Result<()> {
     let admitted = |by: &str| w.counted("underpass_plaintext_admitted_total", &[format!("by=\"{by}\"")]);
     let (before, dropped) = (admitted("kernel")?, w.counted(DROPPED, &[])?);
     w.admitted("guest", APP, "no_policy")?;
-    w.refused("guest", SIDE, "strict_mtls", "")?;
+    w.refused("guest", SIDE, "strict_mtls", "PeerAuthentication.security.istio.io/default/side")?;
     ensure!(w.counted(DROPPED, &[])? >= dropped + 2.0, "what the kernel dropped is not counted");
     wait::until(wait::PATIENCE, "what the kernel passed is counted", || {
         admitted("kernel").is_ok_and(|now| now >= before + 2.0).then_some(())
