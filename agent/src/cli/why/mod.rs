@@ -48,10 +48,6 @@ fn ask_agent(args: &WhyArgs, asked: &Asked) -> anyhow::Result<ask::Answer> {
 fn told(answer: &ask::Answer) -> String {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_string();
     let mut out = format!("{}: {}\n\n", answer.verdict.as_str().to_uppercase(), printable(&answer.reason));
-    if answer.cause == "not_http" {
-        out.truncate(out.trim_end().len());
-        out += "; describe a request with --method, --path, --host or --header\n\n";
-    }
     let who = answer.from.identity.as_deref().unwrap_or("plaintext");
     let address = match answer.from.address {
         none if none.is_unspecified() => "no address is known; --from-ip gives one".to_string(),
