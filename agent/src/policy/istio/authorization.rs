@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use super::list::{Effect, Reader};
-use super::{Labels, rule, selects};
+use super::{Labels, rule, selector, selects};
 use crate::policy::{Action, Defect, DefectKind, Group, Kind, Object, Policy, ResourceRef, Scope, Settings};
 
 #[derive(Debug)]
@@ -30,7 +30,9 @@ impl Authorization {
             whole.refuse("spec", DefectKind::Invalid, "it is no object");
         }
         let (action, effect) = whole.action(spec.get("action"));
-        let selector = whole.selector(spec.get("selector"));
+        let selector = selector(spec.get("selector"), |field, what| {
+            whole.refuse(field, DefectKind::Invalid, what);
+        });
         let targets = whole.targets(spec);
         if targets.is_some() && spec.get("selector").is_some_and(|selector| !selector.is_null()) {
             whole.note(
@@ -76,7 +78,7 @@ impl Authorization {
             groups,
             defect,
         };
-        Self { policy: Arc::new(policy), selector, targets }
+        Self { policy: Arc::new(policy), selector: selector.unwrap_or_default(), targets }
     }
 
     pub fn selects(&self, labels: &Labels) -> bool {
@@ -138,35 +140,6 @@ impl Whole<'_> {
         let what = format!("{value} is no action: ALLOW, DENY, AUDIT or CUSTOM");
         self.refuse("spec.action", DefectKind::Invalid, &what);
         (Action::Deny, Effect::Denies)
-    }
-
-    fn selector(&mut self, value: Option<&Value>) -> Labels {
-        let mut labels = Labels::new();
-        let Some(value) = value.filter(|value| !value.is_null()) else { return labels };
-        let Some(selector) = value.as_object() else {
-            self.refuse("spec.selector", DefectKind::Invalid, "it is no object");
-            return labels;
-        };
-        for name in selector.keys().filter(|name| *name != "matchLabels") {
-            let what = "there is no such field: Istio selects by matchLabels only";
-            self.refuse(&format!("spec.selector.{name}"), DefectKind::Invalid, what);
-        }
-        match selector.get("matchLabels") {
-            None | Some(Value::Null) => {}
-            Some(Value::Object(given)) => {
-                for (key, value) in given {
-                    match value.as_str() {
-                        Some(value) => drop(labels.insert(key.as_str().into(), value.into())),
-                        None => {
-                            let field = format!("spec.selector.matchLabels[{key}]");
-                            self.refuse(&field, DefectKind::Invalid, "it is no string");
-                        }
-                    }
-                }
-            }
-            Some(_) => self.refuse("spec.selector.matchLabels", DefectKind::Invalid, "it is no object"),
-        }
-        labels
     }
 
     fn targets(&mut self, spec: &Map<String, Value>) -> Option<String> {

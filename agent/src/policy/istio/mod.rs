@@ -11,6 +11,8 @@ mod tests;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use serde_json::Value;
+
 use crate::model::MtlsMode;
 
 use super::mtls::EffectiveMtls;
@@ -42,7 +44,7 @@ impl Istio {
                 let policy = Authorization::read(object, settings, &mut istio.defects);
                 istio.authorizations.entry(namespace.clone()).or_default().push(Arc::new(policy));
             } else if object.is(GROUP, "PeerAuthentication") {
-                let policy = PeerAuthentication::read(object, settings, &mut istio.defects);
+                let policy = PeerAuthentication::read(object, &mut istio.defects);
                 istio.peers.entry(namespace.clone()).or_default().push(policy);
             }
         }
@@ -102,6 +104,33 @@ type Labels = BTreeMap<Arc<str>, Arc<str>>;
 
 fn selects(selector: &Labels, labels: &Labels) -> bool {
     selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+}
+
+/// `spec.selector`; none where there is none. What is wrong with it goes to `refuse` by its field: to whom the
+/// policy applies is not known then.
+fn selector(value: Option<&Value>, mut refuse: impl FnMut(&str, &str)) -> Option<Labels> {
+    let value = value.filter(|value| !value.is_null())?;
+    let Some(selector) = value.as_object() else {
+        refuse("spec.selector", "it is no object");
+        return None;
+    };
+    for name in selector.keys().filter(|name| *name != "matchLabels") {
+        refuse(&format!("spec.selector.{name}"), "there is no such field: Istio selects by matchLabels only");
+    }
+    let mut labels = Labels::new();
+    match selector.get("matchLabels") {
+        None | Some(Value::Null) => {}
+        Some(Value::Object(given)) => {
+            for (key, value) in given {
+                match value.as_str() {
+                    Some(value) => drop(labels.insert(key.as_str().into(), value.into())),
+                    None => refuse(&format!("spec.selector.matchLabels[{key}]"), "it is no string"),
+                }
+            }
+        }
+        Some(_) => refuse("spec.selector.matchLabels", "it is no object"),
+    }
+    Some(labels)
 }
 
 /// UNSET is none. A mode that is none of Istio's is an error.

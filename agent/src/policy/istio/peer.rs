@@ -6,10 +6,10 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 use time::OffsetDateTime;
 
-use super::{Labels, mode, selects};
+use super::{Labels, mode, selector, selects};
 use crate::model::MtlsMode;
 use crate::policy::mtls::{EffectiveMtls, MtlsOrigin};
-use crate::policy::{Defect, DefectKind, Kind, Object, ResourceRef, Settings, Subject};
+use crate::policy::{Defect, DefectKind, Kind, Object, ResourceRef, Subject};
 
 #[derive(Debug)]
 pub(super) struct PeerAuthentication {
@@ -63,7 +63,7 @@ pub(super) fn resolve(
 }
 
 impl PeerAuthentication {
-    pub fn read(object: &Object, _: &Settings, defects: &mut Vec<Defect>) -> Self {
+    pub fn read(object: &Object, defects: &mut Vec<Defect>) -> Self {
         let resource = ResourceRef {
             kind: Kind::PeerAuthentication,
             namespace: object.meta.namespace.clone(),
@@ -85,7 +85,10 @@ impl PeerAuthentication {
             reader.strict(&format!("spec.{name}"), "there is no such field");
             strict = true;
         }
-        let selector = reader.selector(spec.get("selector"), &mut strict);
+        let selector = selector(spec.get("selector"), |field, what| {
+            reader.strict(field, what);
+            strict = true;
+        });
         let mut own = reader.mode("spec.mtls", spec.get("mtls"));
         let mut ports = BTreeMap::new();
         match spec.get("portLevelMtls") {
@@ -176,32 +179,5 @@ impl Reader<'_> {
             self.strict(field, &what);
             Some(MtlsMode::Strict)
         })
-    }
-
-    fn selector(&mut self, value: Option<&Value>, strict: &mut bool) -> Option<Labels> {
-        let selector = match value {
-            None | Some(Value::Null) => return None,
-            Some(Value::Object(selector)) => selector,
-            Some(_) => {
-                self.strict("spec.selector", "it is no object");
-                *strict = true;
-                return None;
-            }
-        };
-        for name in selector.keys().filter(|name| *name != "matchLabels") {
-            self.strict(&format!("spec.selector.{name}"), "there is no such field");
-            *strict = true;
-        }
-        let mut labels = Labels::new();
-        for (key, value) in selector.get("matchLabels").and_then(Value::as_object).into_iter().flatten() {
-            match value.as_str() {
-                Some(value) => drop(labels.insert(key.as_str().into(), value.into())),
-                None => {
-                    self.strict(&format!("spec.selector.matchLabels[{key}]"), "it is no string");
-                    *strict = true;
-                }
-            }
-        }
-        Some(labels)
     }
 }

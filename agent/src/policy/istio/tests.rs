@@ -240,6 +240,16 @@ fn the_narrower_level_wins_and_unset_inherits() {
     let open = MtlsMode::Permissive;
     for (objects, expected) in [
         (vec![], (open, "")),
+        // For whom it is meant is not known, so it opens nobody.
+        (
+            vec![peer(
+                "shop",
+                "ns",
+                OLD,
+                json!({"selector": {"matchLabels": ["app"]}, "mtls": {"mode": "PERMISSIVE"}}),
+            )],
+            (strict, "ns"),
+        ),
         (vec![peer("istio-system", "mesh", OLD, set("STRICT"))], (strict, "mesh")),
         (
             vec![
