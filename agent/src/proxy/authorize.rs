@@ -20,10 +20,16 @@ pub struct Authorizer {
     pod: Arc<LocalPod>,
     snapshots: watch::Receiver<Arc<Snapshot>>,
     live: Mutex<HashMap<ConnectionId, Live>>,
-    /// What the pod was when it was last of the mesh.
-    last: Mutex<Option<Arc<Workload>>>,
+    last: Mutex<Option<Last>>,
     /// Counts the changes of policy.
     changes: watch::Sender<u64>,
+}
+
+/// What the pod was when it was last of the mesh.
+struct Last {
+    workload: Arc<Workload>,
+    /// What the policies of this revision say of it, once somebody has asked: each request does.
+    judged: Option<(u64, Arc<Compiled>)>,
 }
 
 struct Live {
@@ -72,7 +78,7 @@ impl Denied {
 
 impl Authorizer {
     pub fn new(pod: Arc<LocalPod>, snapshots: watch::Receiver<Arc<Snapshot>>) -> Arc<Self> {
-        let last = Mutex::new(snapshots.borrow().workload_of(&pod).cloned());
+        let last = Mutex::new(snapshots.borrow().workload_of(&pod).map(Last::new));
         Arc::new(Self { pod, snapshots, live: Mutex::default(), last, changes: watch::Sender::new(0) })
     }
 
@@ -150,17 +156,34 @@ impl Authorizer {
         let snapshot = Arc::clone(&self.snapshots.borrow());
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(workload) = snapshot.workload_of(&self.pod) {
-            *last = Some(Arc::clone(workload));
+            *last = Some(Last::new(workload));
         } else if snapshot.local_pod(&self.pod.uid).is_none_or(|now| *now != self.pod)
-            && let Some(last) = &*last
+            && let Some(last) = &mut *last
         {
-            return Arc::new(snapshot.policies().compile(&Subject::from(&**last)));
+            return last.judged_by(&snapshot);
         }
         snapshot.inbound_policy(&self.pod)
     }
 
     fn live(&self) -> MutexGuard<'_, HashMap<ConnectionId, Live>> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Last {
+    fn new(workload: &Arc<Workload>) -> Self {
+        Self { workload: Arc::clone(workload), judged: None }
+    }
+
+    fn judged_by(&mut self, snapshot: &Snapshot) -> Arc<Compiled> {
+        match &self.judged {
+            Some((revision, policy)) if *revision == snapshot.revision() => Arc::clone(policy),
+            _ => {
+                let policy = Arc::new(snapshot.policies().compile(&Subject::from(&*self.workload)));
+                self.judged = Some((snapshot.revision(), Arc::clone(&policy)));
+                policy
+            }
+        }
     }
 }
 
