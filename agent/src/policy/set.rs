@@ -90,9 +90,9 @@ impl PolicySet {
     /// What holds for connections to `subject`.
     pub fn compile(&self, subject: &Subject<'_>) -> Compiled {
         let (applying, blocks) = self.applying(subject);
+        let beside_rules = Compiled { blocks, ..self.beside_rules(subject) };
         let with = |dry_run: bool| {
-            let mut compiled = self.beside_rules(subject);
-            compiled.blocks.clone_from(&blocks);
+            let mut compiled = beside_rules.clone();
             let in_force = || applying.iter().filter(|entry| dry_run || !entry.policy.dry_run);
             for entry in in_force() {
                 let defect = entry.policy.defect.iter();
