@@ -18,7 +18,7 @@ use crate::telemetry::{Denial, Opened, Party, Telemetry};
 /// May take a while in a namespace with very many sockets.
 pub(super) fn end(pod: &EnrolledPod, snapshot: &Snapshot, kernel: &dyn Kernel, telemetry: &Telemetry) {
     let policy = snapshot.inbound_policy(&pod.pod);
-    if policy.is_observed() || pod.leaving.is_cancelled() {
+    if pod.leaving.is_cancelled() {
         return;
     }
     match pod.netns.run(|| find_and_end(pod, snapshot, &policy, kernel, telemetry)) {

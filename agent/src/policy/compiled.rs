@@ -53,8 +53,6 @@ pub struct Compiled {
     pub(super) linkerd: Option<Arc<Inbound>>,
     pub(super) stance: Stance,
     pub(super) linkerd_namespace: Arc<str>,
-    /// Nothing is enforced and everything is to be seen.
-    pub(super) observed: bool,
     /// With the dry-run policies in force as well; none where none applies.
     pub(super) would: Option<Box<Compiled>>,
 }
@@ -130,11 +128,6 @@ impl Compiled {
         self.blocks.first().map(|block| Verdict::Deny { by: block.by.clone(), why: block.why.clone() })
     }
 
-    /// Whether its verdicts are only told, not enforced.
-    pub fn is_observed(&self) -> bool {
-        self.observed
-    }
-
     pub(super) fn new(mtls: EffectiveMtls) -> Self {
         Self {
             mtls,
@@ -146,7 +139,6 @@ impl Compiled {
             linkerd: None,
             stance: Stance::Allow,
             linkerd_namespace: "linkerd".into(),
-            observed: false,
             would: None,
         }
     }
@@ -197,13 +189,11 @@ impl Compiled {
     }
 
     fn strict(&self, port: Option<u16>) -> Option<Decision> {
-        let (mode, origin) = match port {
-            Some(port) => self.mtls.on_port(port),
-            None => (self.mtls.mode, self.mtls.origin),
+        let (mode, origin, by) = match port {
+            Some(port) => self.mtls_on(port),
+            None => (self.mtls.mode, self.mtls.origin, self.mtls_by[0].as_ref()),
         };
-        let [by_mode, by_ports] = &self.mtls_by;
-        let by = if origin == MtlsOrigin::Port { by_ports } else { by_mode };
-        (mode == MtlsMode::Strict).then(|| Decision::Deny(by.clone().map(By::whole), Why::Strict(origin)))
+        (mode == MtlsMode::Strict).then(|| Decision::Deny(by.cloned().map(By::whole), Why::Strict(origin)))
     }
 
     /// Deny wins over allow.

@@ -26,9 +26,6 @@ impl Compiled {
 
     /// `None` stands for every port that nothing names.
     fn plaintext_action(&self, port: Option<u16>) -> InboundAction {
-        if self.observed {
-            return InboundAction::Steer;
-        }
         let mode = port.map_or(self.mtls.mode, |port| self.mtls.on_port(port).0);
         if mode == MtlsMode::Strict {
             return InboundAction::Drop;

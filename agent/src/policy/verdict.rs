@@ -85,8 +85,6 @@ pub enum Why {
     Unauthorized,
     /// Linkerd: the Server has routes, and none matches the request.
     NoRoute,
-    /// Somebody else would have to be asked who cannot be.
-    Custom,
 }
 
 impl Why {
@@ -103,7 +101,6 @@ impl Why {
             Self::DefaultDeny => "default_deny",
             Self::Unauthorized => "unauthorized",
             Self::NoRoute => "no_route",
-            Self::Custom => "custom_unsupported",
         }
     }
 }
@@ -166,7 +163,6 @@ impl fmt::Display for Why {
             Self::DefaultDeny => f.write_str("no policy allows it, and the default stance does not"),
             Self::Unauthorized => f.write_str("none of its authorizations admits the client"),
             Self::NoRoute => f.write_str("none of its routes matches the request"),
-            Self::Custom => f.write_str("its rules match, and an external authorizer cannot be asked"),
         }
     }
 }
