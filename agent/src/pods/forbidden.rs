@@ -72,15 +72,24 @@ fn find_and_end(
             workload: snapshot.workload_of(&pod.pod).cloned(),
             identity: Some(pod.pod.identity.clone()),
         });
-        if let Verdict::Deny { by, why } = &verdict {
-            let policy = by.as_ref().map(|by| by.resource.to_string().into());
-            let rule = by.as_ref().and_then(|by| by.rule);
-            record.set_denial(&Denial { policy, rule, reason: why.cause() });
-        }
+        record.set_denial(&denial(&verdict));
         record.established();
         record.finish(Cause::PolicyRevoked, Some(verdict.to_string()));
     }
     Ok(())
+}
+
+/// How logs and metrics tell of a refusal.
+pub fn denial(verdict: &Verdict) -> Denial {
+    let by = verdict.by();
+    Denial {
+        policy: by.map(|by| by.resource.to_string().into()),
+        rule: by.and_then(|by| by.rule),
+        reason: match verdict {
+            Verdict::Deny { why, .. } => why.cause(),
+            Verdict::Allow { .. } => "",
+        },
+    }
 }
 
 /// The pod's connections that came from outside and did not pass the agent.

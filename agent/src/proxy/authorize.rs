@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::discovery::Snapshot;
 use crate::lifecycle::Stop;
 use crate::model::{Cause, ConnectionId, LocalPod, Workload};
+use crate::pods::denial;
 use crate::policy::{By, Compiled, Conn, Connection, PathNormalization, Request, Subject, Verdict, Why};
 use crate::proxy::http::{Judge, Ruling};
 use crate::telemetry::{Denial, Record, Teller};
@@ -57,22 +58,12 @@ pub struct Denied {
 
 impl Denied {
     fn of(verdict: &Verdict) -> Self {
-        let by = verdict.by();
-        let reason = match verdict {
-            Verdict::Deny { why, .. } => why.cause(),
-            Verdict::Allow { .. } => "",
-        };
-        let told = Denial {
-            policy: by.map(|by| by.resource.to_string().into()),
-            rule: by.and_then(|by| by.rule),
-            reason,
-        };
         // The sentence about the resource is in the log's own fields.
         let why = match verdict {
             Verdict::Deny { why, .. } => why.to_string(),
             Verdict::Allow { .. } => verdict.to_string(),
         };
-        Self { told, why }
+        Self { told: denial(verdict), why }
     }
 }
 
