@@ -1,9 +1,10 @@
 //! What a rotation has done so far: `rotation.json` in the authority's folder.
 
-use aws_lc_rs::digest::{SHA256, digest};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use serde::{Deserialize, Serialize};
+
+use crate::tls::{hex, sha256};
 
 /// A rotation under way. There is none when the file is absent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,10 +95,6 @@ pub fn read_revision(text: &[u8]) -> Result<u64, String> {
 /// The SHA-256 of each certificate's DER in lower-case hexadecimal, in the order of the PEM text.
 pub fn root_ids(pem: &str) -> Result<Vec<String>, String> {
     CertificateDer::pem_slice_iter(pem.as_bytes())
-        .map(|der| Ok(hex(digest(&SHA256, &der.map_err(|e| e.to_string())?).as_ref())))
+        .map(|der| Ok(hex(&sha256(&der.map_err(|e| e.to_string())?))))
         .collect()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
