@@ -6,6 +6,9 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use base64::Engine;
+use base64::alphabet;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STANDARD};
 use nix::fcntl::{Flock, FlockArg};
 use rcgen::{KeyPair, PublicKeyData, SigningKey};
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs1KeyDer, PrivatePkcs8KeyDer, PrivateSec1KeyDer};
@@ -45,14 +48,7 @@ impl SecretKey {
         let mut pem = Zeroizing::new(String::with_capacity(2 * der.len() + 128));
         pem.push_str("-----BEGIN PRIVATE KEY-----\n");
         for line in der.chunks(48) {
-            for three in line.chunks(3) {
-                let bits = three.iter().fold(0, |bits, byte| bits << 8 | u32::from(*byte));
-                let bits = bits << (8 * (3 - three.len()));
-                for nth in 0..4 {
-                    let character = ALPHABET[(bits >> (18 - 6 * nth) & 63) as usize];
-                    pem.push(if nth <= three.len() { character.into() } else { '=' });
-                }
-            }
+            pem.push_str(&base64(line));
             pem.push('\n');
         }
         pem.push_str("-----END PRIVATE KEY-----\n");
@@ -60,7 +56,19 @@ impl SecretKey {
     }
 }
 
-const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+/// Written at once to where it stays: the library's calls that return or grow a text leave parts of it behind.
+pub(crate) fn base64(bytes: &[u8]) -> Zeroizing<String> {
+    let mut text = Zeroizing::new(vec![0; bytes.len().div_ceil(3) * 4]);
+    // It has the length that this much is written as, and is ASCII.
+    let _ = STANDARD.encode_slice(bytes, &mut text);
+    Zeroizing::new(String::from_utf8(std::mem::take(&mut *text)).unwrap_or_default())
+}
+
+/// As PEM has always been read: bits that are left over at the end are not looked at.
+const PEM: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true),
+);
 
 impl Drop for SecretKey {
     fn drop(&mut self) {
@@ -99,63 +107,18 @@ pub(crate) fn private_key(pem: &[u8]) -> Result<Zeroizing<PrivateKeyDer<'static>
         kinds.iter().find(|(known, _)| *known == label)
     });
     let (label, kind) = begun.ok_or("there is no section with a private key in it")?;
-    let mut der = Base64::with_room(pem.len());
+    // With room for all of it, or growing would leave copies behind.
+    let mut text = Zeroizing::new(Vec::with_capacity(pem.len()));
     for line in lines {
         if let Some(end) = line.strip_prefix(b"-----END ") {
-            let der = if end == *label { der.finished() } else { None };
-            return Ok(Zeroizing::new(kind(der.ok_or("its private key is not base64")?)));
+            let mut der = Zeroizing::new(vec![0; text.len()]);
+            let length = PEM.decode_slice(&*text, &mut der).ok().filter(|_| end == *label);
+            der.truncate(length.ok_or("its private key is not base64")?);
+            return Ok(Zeroizing::new(kind(std::mem::take(&mut *der))));
         }
-        line.iter().for_each(|byte| der.take(*byte));
+        text.extend(line.iter().filter(|byte| !matches!(byte, b' ' | b'\t')));
     }
     Err("its private key has no end".into())
-}
-
-/// Decodes into memory that never moves, and is wiped.
-struct Base64 {
-    bytes: Zeroizing<Vec<u8>>,
-    bits: u32,
-    taken: usize,
-    padding: usize,
-    is_broken: bool,
-}
-
-impl Base64 {
-    fn with_room(characters: usize) -> Self {
-        let bytes = Zeroizing::new(Vec::with_capacity(characters));
-        Self { bytes, bits: 0, taken: 0, padding: 0, is_broken: false }
-    }
-
-    fn take(&mut self, character: u8) {
-        let value = match character {
-            b'A'..=b'Z' => character - b'A',
-            b'a'..=b'z' => character - b'a' + 26,
-            b'0'..=b'9' => character - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            b'=' => {
-                self.padding += 1;
-                return;
-            }
-            b' ' | b'\t' => return,
-            _ => {
-                self.is_broken = true;
-                return;
-            }
-        };
-        self.is_broken |= self.padding > 0;
-        self.bits = self.bits << 6 | u32::from(value);
-        self.taken += 1;
-        let whole = self.taken * 6 / 8;
-        if whole > self.bytes.len() {
-            let rest = self.taken * 6 % 8;
-            self.bytes.push((self.bits >> rest) as u8);
-        }
-    }
-
-    fn finished(mut self) -> Option<Vec<u8>> {
-        let is_whole = (self.taken + self.padding).is_multiple_of(4) && self.padding <= 2;
-        (is_whole && !self.is_broken).then(|| std::mem::take(&mut *self.bytes))
-    }
 }
 
 /// Locks the directory itself, made if need be, so that no lock file is left behind.

@@ -16,6 +16,7 @@ use super::call::{Call, CallError, Verb};
 use super::follow::Follower;
 use crate::ca::Authority;
 use crate::certs::backoff;
+use crate::certs::keeping::base64;
 
 /// Which secret.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
@@ -146,15 +147,7 @@ struct Base64<'a>(&'a [u8]);
 
 impl Serialize for Base64<'_> {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-        let mut out = Zeroizing::new(String::with_capacity(self.0.len().div_ceil(3) * 4));
-        for three in self.0.chunks(3) {
-            let bits =
-                three.iter().fold(0u32, |bits, b| bits << 8 | u32::from(*b)) << (8 * (3 - three.len()));
-            let letter = |at: usize| char::from(LETTERS[(bits >> (18 - 6 * at)) as usize & 63]);
-            (0..4).for_each(|at| out.push(if at <= three.len() { letter(at) } else { '=' }));
-        }
-        serializer.serialize_str(&out)
+        serializer.serialize_str(&base64(self.0))
     }
 }
 

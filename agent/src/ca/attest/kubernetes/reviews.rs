@@ -9,6 +9,9 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use base64::alphabet;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
+use base64::engine::{DecodePaddingMode, Engine};
 use serde::Deserialize;
 use tokio::time::Instant;
 
@@ -140,30 +143,17 @@ fn end_of(token: &str) -> Option<SystemTime> {
     struct Payload {
         exp: u64,
     }
-    let payload: Payload = serde_json::from_slice(&base64url(token.split('.').nth(1)?)?).ok()?;
+    let payload: Payload = serde_json::from_slice(&BASE64URL.decode(token.split('.').nth(1)?).ok()?).ok()?;
     SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(payload.exp))
 }
 
-/// As JWTs are written: without padding.
-fn base64url(text: &str) -> Option<Vec<u8>> {
-    let (mut out, mut bits, mut held) = (Vec::with_capacity(text.len()), 0, 0u32);
-    for byte in text.bytes() {
-        let six = match byte {
-            b'A'..=b'Z' => byte - b'A',
-            b'a'..=b'z' => byte - b'a' + 26,
-            b'0'..=b'9' => byte - b'0' + 52,
-            b'-' => 62,
-            b'_' => 63,
-            _ => return None,
-        };
-        (held, bits) = (held << 6 | u32::from(six), bits + 6);
-        if bits >= 8 {
-            bits -= 8;
-            out.push(u8::try_from(held >> bits & 0xff).ok()?);
-        }
-    }
-    Some(out)
-}
+/// As JWTs are written: without padding; bits that are left over at the end are not looked at.
+const BASE64URL: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::URL_SAFE,
+    GeneralPurposeConfig::new()
+        .with_decode_padding_mode(DecodePaddingMode::RequireNone)
+        .with_decode_allow_trailing_bits(true),
+);
 
 impl fmt::Debug for Reviews {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
