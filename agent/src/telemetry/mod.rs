@@ -8,6 +8,8 @@ mod access;
 mod config;
 mod escape;
 mod metrics;
+#[cfg(test)]
+pub(crate) mod page;
 pub mod process;
 mod queue;
 mod record;

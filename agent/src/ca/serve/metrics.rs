@@ -145,10 +145,7 @@ fn counters(
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
-
-    const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/metrics.md");
-    const BEGIN: &str = "<!-- begin: every metric of the controller -->\n";
-    const END: &str = "<!-- end: every metric of the controller -->\n";
+    use crate::telemetry::page;
 
     /// The page's table, of what is rendered.
     fn table() -> String {
@@ -172,13 +169,6 @@ mod tests {
 
     #[test]
     fn the_page_lists_every_metric_of_the_controller() {
-        let page = std::fs::read_to_string(PAGE).unwrap();
-        let (before, rest) = page.split_once(BEGIN).unwrap();
-        let (listed, after) = rest.split_once(END).unwrap();
-        if std::env::var_os("UPDATE_DOCS").is_some() {
-            std::fs::write(PAGE, format!("{before}{BEGIN}{}{END}{after}", table())).unwrap();
-            return;
-        }
-        assert_eq!(listed, table(), "docs/metrics.md has drifted; see the comment in it");
+        page::lists("metrics.md", "every metric of the controller", &table());
     }
 }

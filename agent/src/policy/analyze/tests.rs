@@ -9,6 +9,7 @@ use super::super::{MtlsDefaults, Resources, Settings};
 use super::*;
 use crate::model::workload::{ContainerPort, PodFacts};
 use crate::model::{SpiffeId, TrustDomain};
+use crate::telemetry::page;
 
 fn pod(namespace: &str, name: &str, ports: &[(&str, u16)]) -> Workload {
     let identity = SpiffeId::new(TrustDomain::cluster_local(), namespace, name).unwrap();
@@ -578,10 +579,6 @@ fn a_waypoint_that_serves_a_pod_enforces_what_is_aimed_at_it() {
     }
 }
 
-const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/analyze.md");
-const BEGIN: &str = "<!-- begin: every code -->\n";
-const END: &str = "<!-- end: every code -->\n";
-
 fn table() -> String {
     let mut out = String::from("| code | severity | found | what to do |\n|---|---|---|---|\n");
     for code in CODES {
@@ -593,12 +590,5 @@ fn table() -> String {
 
 #[test]
 fn the_page_lists_every_code() {
-    let page = std::fs::read_to_string(PAGE).unwrap();
-    let (before, rest) = page.split_once(BEGIN).unwrap();
-    let (listed, after) = rest.split_once(END).unwrap();
-    if std::env::var_os("UPDATE_DOCS").is_some() {
-        std::fs::write(PAGE, format!("{before}{BEGIN}{}{END}{after}", table())).unwrap();
-        return;
-    }
-    assert_eq!(listed, table(), "docs/analyze.md has drifted; see the comment in it");
+    page::lists("analyze.md", "every code", &table());
 }
