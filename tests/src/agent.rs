@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::access_log::{self, Line};
-use crate::mesh::Mesh;
+use crate::mesh::{Mesh, identity};
 use crate::settings::Settings;
 use crate::topology::{Node, Topology};
 use crate::work::http::{self, Response};
@@ -243,6 +243,14 @@ impl Agent {
     }
 
     /// Prometheus's text.
+    /// What it holds for a service account of the mesh's namespace.
+    pub fn certificate(&self, service_account: &str) -> Result<Value> {
+        let all = self.admin("/certificates")?;
+        let wanted = identity(service_account);
+        let found = all.as_array().and_then(|all| all.iter().find(|c| c["identity"] == wanted));
+        found.cloned().with_context(|| format!("no certificate of {service_account} in {all}"))
+    }
+
     pub fn metrics(&self) -> Result<String> {
         let answer = self.get(METRICS, "/metrics").context("asking for /metrics")?;
         ensure!(answer.status == 200, "/metrics: {}", answer.status);

@@ -95,9 +95,9 @@ fn not_listed(w: &mut Mine) -> Result<()> {
     }
     let refused = talk::echo_once(w.cluster.ns("stranger"), w.cluster.addr("server", APP, false));
     ensure!(refused.is_err(), "a pod without a certificate was served");
-    ensure!(certificate(&w.cluster.n1, "client")?["state"] == "valid");
+    ensure!(w.cluster.n1.certificate("client")?["state"] == "valid");
     w.cluster.apply(mesh())?;
-    traffic.end()
+    traffic.end().map(drop)
 }
 
 fn away(w: &mut Mine) -> Result<()> {
@@ -115,7 +115,7 @@ fn away(w: &mut Mine) -> Result<()> {
     }
     w.both("it is another one", |c| c["state"] == "valid" && !before.contains(&c["serial"]))?;
     talk::echo(&mut old, b"and afterwards")?;
-    traffic.end()
+    traffic.end().map(drop)
 }
 
 fn replica_dies(w: &mut Mine) -> Result<()> {
@@ -126,18 +126,18 @@ fn replica_dies(w: &mut Mine) -> Result<()> {
         w.both("it is renewed", |c| c["state"] == "valid" && !before.contains(&c["serial"]))?;
         w.controllers[dies].run()?;
     }
-    traffic.end()
+    traffic.end().map(drop)
 }
 
 fn reissued(w: &mut Mine) -> Result<()> {
     let traffic = Traffic::start(&w.cluster, ["client", "server"], APP);
     let mut old = w.long_lived()?;
-    let before = [certificate(&w.cluster.n1, "client")?["authority"].clone()];
+    let before = [w.cluster.n1.certificate("client")?["authority"].clone()];
     w.authority.intermediate("root", "ca")?;
     w.both("it is of the new authority", |c| c["state"] == "valid" && !before.contains(&c["authority"]))?;
     talk::echo(&mut old, b"over the tunnel of before")?;
     ensure!(w.cluster.agents().iter().all(|agent| agent.is_ready()));
-    traffic.end()
+    traffic.end().map(drop)
 }
 
 fn taken_out(w: &mut Mine) -> Result<()> {
@@ -152,14 +152,14 @@ fn taken_out(w: &mut Mine) -> Result<()> {
             .all(|c| c.admin("/agents").is_ok_and(|v| v["expected"] == serde_json::json!(["n1"])))
     })?;
     wait::until_true(wait::PATIENCE, "n2's certificate is not renewed, and runs out", || {
-        certificate(&w.cluster.n2, "server").is_ok_and(|c| c["state"] == "expired")
+        w.cluster.n2.certificate("server").is_ok_and(|c| c["state"] == "expired")
     })?;
-    let end = certificate(&w.cluster.n2, "server")?;
+    let end = w.cluster.n2.certificate("server")?;
     let why = end["last_error"].as_str().context("no last_error")?;
     ensure!(why.contains("not known"), "{why}");
-    let before = certificate(&w.cluster.n1, "client")?["serial"].clone();
+    let before = w.cluster.n1.certificate("client")?["serial"].clone();
     wait::until_true(wait::PATIENCE, "n1 has another certificate all the same", || {
-        certificate(&w.cluster.n1, "client").is_ok_and(|c| c["serial"] != before && c["state"] == "valid")
+        w.cluster.n1.certificate("client").is_ok_and(|c| c["serial"] != before && c["state"] == "valid")
     })?;
     let refused = talk::echo_once(w.cluster.ns("client"), w.cluster.addr("server", APP, false));
     ensure!(refused.is_err(), "an expired certificate served a connection");
@@ -186,27 +186,20 @@ fn replace(controller: &Controller, text: &str) -> Result<()> {
     std::fs::rename(new, controller.config()).context("replacing the configuration")
 }
 
-/// What the agent says of one service account's certificate.
-fn certificate(agent: &Agent, account: &str) -> Result<Value> {
-    let all = agent.admin("/certificates")?;
-    let wanted = identity(account);
-    let found = all.as_array().and_then(|all| all.iter().find(|c| c["identity"] == wanted));
-    found.cloned().with_context(|| format!("no certificate of {account} in {all}"))
-}
-
 impl Mine {
     fn both(&self, what: &str, is_so: impl Fn(&Value) -> bool) -> Result<()> {
         for (agent, account) in [(&self.cluster.n1, "client"), (&self.cluster.n2, "server")] {
             wait::until_true(wait::PATIENCE, &format!("{account}'s certificate: {what}"), || {
-                certificate(agent, account).is_ok_and(|c| is_so(&c))
+                agent.certificate(account).is_ok_and(|c| is_so(&c))
             })
-            .with_context(|| format!("{:?}", certificate(agent, account)))?;
+            .with_context(|| format!("{:?}", agent.certificate(account)))?;
         }
         Ok(())
     }
 
     fn serials(&self) -> Result<[Value; 2]> {
-        let of = |agent, account| Ok::<_, anyhow::Error>(certificate(agent, account)?["serial"].clone());
+        let of =
+            |agent: &Agent, account| Ok::<_, anyhow::Error>(agent.certificate(account)?["serial"].clone());
         Ok([of(&self.cluster.n1, "client")?, of(&self.cluster.n2, "server")?])
     }
 

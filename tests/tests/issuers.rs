@@ -99,7 +99,7 @@ fn issued(w: &mut Mine) -> Result<()> {
         );
         ensure!(call["seconds"] == Settings::default().certificate_lifetime.as_secs(), "{call}");
     }
-    let shown = certificate(&w.cluster.n1, "client")?;
+    let shown = w.cluster.n1.certificate("client")?;
     ensure!(shown["issuer"] == "istio" && shown["chain_length"] == 2, "{shown}");
     let serial = shown["serial"].as_str().context("no serial")?.trim_start_matches('0').to_owned();
     ensure!(w.istiod.calls()?.iter().any(|c| c["serial"] == serial), "istiod knows nothing of {serial}");
@@ -159,7 +159,7 @@ fn away(w: &mut Mine) -> Result<()> {
     w.istiod.run()?;
     w.both("it is another one", |c| c["state"] == "valid" && !before.contains(&c["serial"]))?;
     talk::echo(&mut old, b"and afterwards")?;
-    traffic.end()
+    traffic.end().map(drop)
 }
 
 fn words(w: &mut Mine) -> Result<()> {
@@ -205,7 +205,7 @@ fn hostile(w: &mut Mine) -> Result<()> {
     for (kind, _) in HOSTILE {
         w.of("n1", kind, "it is valid", |c| c["state"] == "valid")?;
     }
-    let serial = |kind| Ok::<_, anyhow::Error>(certificate(&w.cluster.n1, kind)?["serial"].clone());
+    let serial = |kind| Ok::<_, anyhow::Error>(w.cluster.n1.certificate(kind)?["serial"].clone());
     let before = HOSTILE.iter().map(|(kind, _)| serial(*kind)).collect::<Result<Vec<_>>>()?;
     let instead = HOSTILE.map(|(kind, _)| (identity(kind), kind));
     let instead = instead.each_ref().map(|(identity, kind)| (identity.as_str(), *kind));
@@ -238,14 +238,6 @@ fn told(certificate: &Value, words: &[&str]) -> bool {
     words.iter().all(|word| error.contains(word)) && error.len() < 2000 && !error.contains('\n')
 }
 
-/// What the agent says of one service account's certificate.
-fn certificate(agent: &Agent, account: &str) -> Result<Value> {
-    let all = agent.admin("/certificates")?;
-    let wanted = identity(account);
-    let found = all.as_array().and_then(|all| all.iter().find(|c| c["identity"] == wanted));
-    found.cloned().with_context(|| format!("no certificate of {account} in {all}"))
-}
-
 impl Mine {
     fn both(&self, what: &str, is_so: impl Fn(&Value) -> bool) -> Result<()> {
         self.of("n1", "client", what, &is_so)?;
@@ -255,9 +247,9 @@ impl Mine {
     fn of(&self, node: &str, account: &str, what: &str, is_so: impl Fn(&Value) -> bool) -> Result<()> {
         let agent = if node == "n1" { &self.cluster.n1 } else { &self.cluster.n2 };
         wait::until_true(LONG + wait::PATIENCE, &format!("{account}'s certificate: {what}"), || {
-            certificate(agent, account).is_ok_and(|c| is_so(&c))
+            agent.certificate(account).is_ok_and(|c| is_so(&c))
         })
-        .with_context(|| format!("{:?}", certificate(agent, account)))
+        .with_context(|| format!("{:?}", agent.certificate(account)))
     }
 
     /// Waits until both have a certificate of [`LONG`], with most of it left.
@@ -268,7 +260,8 @@ impl Mine {
     }
 
     fn serials(&self) -> Result<[Value; 2]> {
-        let of = |agent, account| Ok::<_, anyhow::Error>(certificate(agent, account)?["serial"].clone());
+        let of =
+            |agent: &Agent, account| Ok::<_, anyhow::Error>(agent.certificate(account)?["serial"].clone());
         Ok([of(&self.cluster.n1, "client")?, of(&self.cluster.n2, "server")?])
     }
 

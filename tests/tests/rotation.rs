@@ -5,16 +5,13 @@ use std::fs;
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Command, ExitCode, Output, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use underpass_tests::controller::{Authority, Controller};
 use underpass_tests::stories::{self, World};
-use underpass_tests::work::{server, talk};
+use underpass_tests::work::{Traffic, server, talk};
 use underpass_tests::{Cluster, Mesh, Server, Settings, Topology, binary, wait};
 
 fn main() -> ExitCode {
@@ -66,18 +63,12 @@ impl World for Rotating {
 
 fn five_steps(w: &mut Rotating) -> Result<()> {
     ensure!(w.servers.len() == 2);
-    let traffic = Traffic::start(w);
+    let traffic = w.traffic();
     let mut old = w.long_lived()?;
     let new = w.new_root()?;
     let before = w.roots_in_use()?;
 
-    w.next(&["--new-root", &new])?;
-    w.next(&[])?;
-    // Both agents have to say first that they trust both.
-    w.next_when_ready(&["--new-root", &new])?;
-    w.eventually("every certificate rests on the new root", |w| {
-        Ok(w.certificate_roots()?.iter().all(|root| !before.contains(root)))
-    })?;
+    w.onto(&new, &before)?;
     // A tunnel of before lives on, with the connection in it.
     talk::echo(&mut old, b"still there")?;
     let refused = w.rotate("next", &[])?;
@@ -85,37 +76,32 @@ fn five_steps(w: &mut Rotating) -> Result<()> {
     ensure!(refused.status.code() == Some(4), "the old root was dropped while in use: {said}");
     ensure!(said.contains("live tunnels that rest on a root that is to go"), "{said}");
     drop(old);
-    w.restart_tunnels(&traffic)?;
+    traffic.goes_on()?;
     w.next_when_ready(&[])?;
     w.next_when_ready(&[])?;
     ensure!(w.rotate_json("status", &[])?["phase"].is_null(), "it is not finished");
     let after = w.roots_in_use()?;
     ensure!(after.len() == 1 && !before.contains(&after[0]), "{after:?} after {before:?}");
-    traffic.end()
+    many(traffic)
 }
 
 fn there_and_back(w: &mut Rotating) -> Result<()> {
-    let traffic = Traffic::start(w);
+    let traffic = w.traffic();
     let new = w.new_root()?;
     let before = w.roots_in_use()?;
-    w.next(&["--new-root", &new])?;
-    w.next(&[])?;
-    w.next_when_ready(&["--new-root", &new])?;
-    w.eventually("every certificate rests on the new root", |w| {
-        Ok(w.certificate_roots()?.iter().all(|root| !before.contains(root)))
-    })?;
+    w.onto(&new, &before)?;
     // Issuing first; what was issued meanwhile holds the new root for a while.
     w.eventually("the old authority can sign again", |w| Ok(w.rotate("back", &[])?.status.success()))?;
-    w.restart_tunnels(&traffic)?;
+    traffic.goes_on()?;
     w.eventually("the new root can be taken out again", |w| Ok(w.rotate("back", &[])?.status.success()))?;
     ensure!(w.rotate("back", &[])?.status.success());
     ensure!(w.rotate_json("status", &[])?["phase"].is_null(), "it is not taken back");
     w.eventually("the old root alone is in use", |w| Ok(w.roots_in_use()? == before))?;
-    traffic.end()
+    many(traffic)
 }
 
 fn run_interrupted(w: &mut Rotating) -> Result<()> {
-    let traffic = Traffic::start(w);
+    let traffic = w.traffic();
     let new = w.new_root()?;
     let before = w.roots_in_use()?;
     let arguments = ["--new-root", &new, "--every", "100ms"];
@@ -136,13 +122,13 @@ fn run_interrupted(w: &mut Rotating) -> Result<()> {
             replica.run()?;
             continue;
         }
-        w.restart_tunnels(&traffic)?;
+        traffic.goes_on()?;
         break wait::until(Duration::from_secs(60), "the rotation is complete", || child.try_wait().ok()?)?;
     };
     ensure!(done.success(), "run ended with {done}");
     let after = w.roots_in_use()?;
     ensure!(after.len() == 1 && !before.contains(&after[0]), "{after:?} after {before:?}");
-    traffic.end()
+    many(traffic)
 }
 
 fn restarted(w: &mut Rotating) -> Result<()> {
@@ -151,12 +137,7 @@ fn restarted(w: &mut Rotating) -> Result<()> {
     copy_files(&real, &thief)?;
     let (new, old_root) = (w.new_root()?, fs::read(&file)?);
     let before = w.roots_in_use()?;
-    w.next(&["--new-root", &new])?;
-    w.next(&[])?;
-    w.next_when_ready(&["--new-root", &new])?;
-    w.eventually("every certificate rests on the new root", |w| {
-        Ok(w.certificate_roots()?.iter().all(|root| !before.contains(root)))
-    })?;
+    w.onto(&new, &before)?;
     // From here on no controller shows anything that the file on the node vouches for.
     w.restart("n2")?;
     w.both_ways().context("after a restart in the middle")?;
@@ -198,12 +179,7 @@ fn backup(w: &mut Rotating) -> Result<()> {
     copy_files(&ca, &copy)?;
     let count = fs::read_to_string(copy.join("revision")).map_or(0, |text| text.trim().parse().unwrap_or(0));
     let (new, before) = (w.new_root()?, w.roots_in_use()?);
-    w.next(&["--new-root", &new])?;
-    w.next(&[])?;
-    w.next_when_ready(&["--new-root", &new])?;
-    w.eventually("every certificate rests on the new root", |w| {
-        Ok(w.certificate_roots()?.iter().all(|root| !before.contains(root)))
-    })?;
+    w.onto(&new, &before)?;
     for name in ["revision", "rotation.json"] {
         fs::remove_file(ca.join(name))?;
     }
@@ -302,6 +278,17 @@ impl Rotating {
         Ok(())
     }
 
+    /// The first four steps: everything rests on the new root, and on none of those of `before`.
+    fn onto(&self, new: &str, before: &[String]) -> Result<()> {
+        self.next(&["--new-root", new])?;
+        self.next(&[])?;
+        // Both agents have to say first that they trust both.
+        self.next_when_ready(&["--new-root", new])?;
+        self.eventually("every certificate rests on the new root", |w| {
+            Ok(w.certificate_roots()?.iter().all(|root| !before.contains(root)))
+        })
+    }
+
     fn next_when_ready(&self, more: &[&str]) -> Result<()> {
         self.eventually("the next step can be done", |w| Ok(w.rotate("next", more)?.status.success()))
             .with_context(|| format!("{:?}", self.rotate_json("status", &[])))
@@ -384,51 +371,14 @@ impl Rotating {
         Ok(stream)
     }
 
-    /// Waits for connections that began after this: those before them may rest on anything.
-    fn restart_tunnels(&self, traffic: &Traffic) -> Result<()> {
-        let before = traffic.done();
-        wait::until_true(wait::PATIENCE, "more connections were made", || traffic.done() > before + 20)
+    fn traffic(&self) -> Traffic {
+        Traffic::start(&self.cluster, ["client", "server"], APP)
     }
 }
 
-/// Short connections in both directions, all the time.
-struct Traffic {
-    stop: Arc<AtomicBool>,
-    done: Arc<AtomicUsize>,
-    threads: Vec<JoinHandle<Result<()>>>,
-}
-
-impl Traffic {
-    fn start(w: &Rotating) -> Self {
-        let (stop, done) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
-        let pairs = [("client", "server"), ("server", "client")];
-        let threads = pairs.map(|(from, to)| {
-            let (ns, to) = (w.cluster.ns(from).clone(), w.cluster.addr(to, APP, from == "server"));
-            let (stop, done) = (stop.clone(), done.clone());
-            std::thread::spawn(move || {
-                while !stop.load(Ordering::Relaxed) {
-                    let so_far = done.fetch_add(1, Ordering::Relaxed);
-                    talk::echo_once(&ns, to).with_context(|| format!("connection {so_far} to {to}"))?;
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-                Ok(())
-            })
-        });
-        Self { stop, done, threads: threads.into() }
-    }
-
-    fn done(&self) -> usize {
-        self.done.load(Ordering::Relaxed)
-    }
-
-    /// That none failed, and that there were many.
-    fn end(self) -> Result<()> {
-        self.stop.store(true, Ordering::Relaxed);
-        for thread in self.threads {
-            thread.join().map_err(|_| anyhow::anyhow!("a traffic thread panicked"))??;
-        }
-        let done = self.done.load(Ordering::Relaxed);
-        ensure!(done > 50, "only {done} connections");
-        Ok(())
-    }
+/// That no connection failed, and that there were many.
+fn many(traffic: Traffic) -> Result<()> {
+    let done = traffic.end()?;
+    ensure!(done > 50, "only {done} connections");
+    Ok(())
 }

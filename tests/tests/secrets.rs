@@ -10,7 +10,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use underpass_tests::controller::{Authority, Controller};
-use underpass_tests::mesh::identity;
 use underpass_tests::stories::{self, World};
 use underpass_tests::work::{server, talk};
 use underpass_tests::{Cluster, Mesh, Server, Settings, Topology, wait};
@@ -53,12 +52,7 @@ impl World for Mine {
 
 fn nowhere(w: &mut Mine) -> Result<()> {
     talk::echo_once(w.cluster.ns("client"), w.cluster.addr("server", APP, false))?;
-    let serial = || -> Result<Value> {
-        let all = w.cluster.n1.admin("/certificates")?;
-        let all = all.as_array().context("a list")?;
-        let own = all.iter().find(|c| c["identity"] == identity("client").as_str());
-        Ok(own.context("the client's certificate")?["serial"].clone())
-    };
+    let serial = || -> Result<Value> { Ok(w.cluster.n1.certificate("client")?["serial"].clone()) };
     let first = serial()?;
     wait::until_true(wait::PATIENCE, "the certificate is renewed", || serial().is_ok_and(|s| s != first))?;
 

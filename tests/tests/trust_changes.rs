@@ -183,9 +183,6 @@ impl Realm {
 
     /// Of the certificate that the node holds for this account.
     fn serial(&self, agent: &Agent, account: &str) -> Result<String> {
-        let held = agent.admin("/certificates")?;
-        let all = held.as_array().context("/certificates is a list")?;
-        let of = all.iter().find(|c| c["identity"] == identity(account).as_str());
-        Ok(of.and_then(|c| c["serial"].as_str()).context("no such certificate")?.to_owned())
+        Ok(agent.certificate(account)?["serial"].as_str().context("it has no serial number")?.to_owned())
     }
 }

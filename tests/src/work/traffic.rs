@@ -37,7 +37,7 @@ impl Traffic {
         Self { stop, done, threads: threads.into() }
     }
 
-    /// Waits until more of them were made.
+    /// Waits until more of them were made, which began after this.
     pub fn goes_on(&self) -> Result<()> {
         let before = self.done.load(Ordering::Relaxed);
         wait::until_true(wait::PATIENCE, "more connections were made", || {
@@ -45,14 +45,14 @@ impl Traffic {
         })
     }
 
-    /// That none failed, and that there were many.
-    pub fn end(mut self) -> Result<()> {
+    /// That none failed; says how many there were.
+    pub fn end(mut self) -> Result<usize> {
         self.goes_on()?;
         self.stop.store(true, Ordering::Relaxed);
         for thread in std::mem::take(&mut self.threads) {
             thread.join().map_err(|_| anyhow::anyhow!("a traffic thread panicked"))??;
         }
-        Ok(())
+        Ok(self.done.load(Ordering::Relaxed))
     }
 }
 
