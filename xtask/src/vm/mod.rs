@@ -14,6 +14,7 @@ use crate::build::{Profile, binaries};
 use crate::test::programs::{self, Program};
 use crate::{build_ebpf, checkout, process, setup};
 
+mod console;
 mod cpio;
 mod initramfs;
 mod kernel;
@@ -134,7 +135,7 @@ fn boot(
         qemu::Ended::Status(0) => Ok(()),
         bad => {
             if !verbose {
-                show_tail(&console)?;
+                show_what_failed(&console)?;
             }
             bail!("Linux {series}: {bad}; the whole console is in {}", console.display())
         }
@@ -145,12 +146,9 @@ fn folder(series: Series) -> PathBuf {
     checkout::target(&format!("vm/{series}"))
 }
 
-fn show_tail(console: &Path) -> Result<()> {
-    const LINES: usize = 60;
+fn show_what_failed(console: &Path) -> Result<()> {
     let bytes = std::fs::read(console).with_context(|| format!("read {}", console.display()))?;
-    let text = String::from_utf8_lossy(&bytes);
-    let lines: Vec<&str> = text.lines().collect();
-    for line in &lines[lines.len().saturating_sub(LINES)..] {
+    for line in console::what_failed(&String::from_utf8_lossy(&bytes)) {
         eprintln!("    | {line}");
     }
     Ok(())
