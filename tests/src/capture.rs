@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::sys::socket::{
-    AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType, recvfrom, setsockopt, socket, sockopt,
+    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrLike, bind, recvfrom, send,
+    setsockopt, socket, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 
@@ -23,11 +24,16 @@ use crate::wait;
 pub struct Capture {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
+    /// Sends on the interface.
+    sender: OwnedFd,
+    marks: AtomicU64,
 }
 
 #[derive(Debug, Default)]
 struct Shared {
     stop: AtomicBool,
+    /// The last mark that was read.
+    read: AtomicU64,
     kept: Mutex<Kept>,
 }
 
@@ -48,14 +54,28 @@ impl Capture {
         let (started, ready) = mpsc::channel();
         let (name, theirs) = (interface.to_owned(), shared.clone());
         let thread = ns.spawn(move || match open(&name) {
-            Ok((fd, index)) => {
-                let _ = started.send(Ok(()));
+            Ok((fd, index, sender)) => {
+                let _ = started.send(Ok(sender));
                 collect(&fd, index, &theirs);
             }
             Err(e) => drop(started.send(Err(e))),
         });
-        ready.recv().context("the capture's thread died")??;
-        Ok(Self { shared, thread: Some(thread) })
+        let sender = ready.recv().context("the capture's thread died")??;
+        Ok(Self { shared, thread: Some(thread), sender, marks: AtomicU64::new(0) })
+    }
+
+    /// Returns when everything that was on the interface until now has been read. A busy machine lets the
+    /// thread that reads wait for longer than any fixed time.
+    fn flush(&self) -> Result<()> {
+        let mark = self.marks.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut frame = [0; 60];
+        frame[..MARK.len()].copy_from_slice(&MARK);
+        frame[MARK.len()..][..8].copy_from_slice(&mark.to_be_bytes());
+        send(self.sender.as_raw_fd(), &frame, MsgFlags::empty())
+            .context("sending a mark on the interface")?;
+        wait::until_true(wait::PATIENCE, "the capture has read what was sent before", || {
+            self.shared.read.load(Ordering::Acquire) >= mark
+        })
     }
 
     /// Everything that was captured so far.
@@ -101,14 +121,38 @@ impl Drop for Capture {
     }
 }
 
-fn open(interface: &str) -> Result<(OwnedFd, usize)> {
+/// How a frame begins that only tells how far a capture has read: to a station that is not there, of the
+/// type that IEEE 802 leaves to experiments.
+const MARK: [u8; 14] = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x88, 0xb5];
+
+fn open(interface: &str) -> Result<(OwnedFd, usize, OwnedFd)> {
     let index =
         nix::net::if_::if_nametoindex(interface).with_context(|| format!("no interface {interface}"))?;
     let fd = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll)
         .context("opening a packet socket")?;
     setsockopt(&fd, sockopt::RcvBufForce, &(64 << 20)).context("SO_RCVBUFFORCE on a packet socket")?;
     setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::milliseconds(50)).context("SO_RCVTIMEO")?;
-    Ok((fd, index as usize))
+    let sender = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)
+        .context("opening a packet socket that sends")?;
+    bind(sender.as_raw_fd(), &packet_address(index)?)
+        .with_context(|| format!("binding a packet socket to {interface}"))?;
+    Ok((fd, index as usize, sender))
+}
+
+/// Where a packet socket sends on one interface, and receives nothing.
+fn packet_address(index: u32) -> Result<LinkAddr> {
+    let address = libc::sockaddr_ll {
+        sll_family: libc::AF_PACKET as u16,
+        sll_protocol: 0,
+        sll_ifindex: index.try_into()?,
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 0,
+        sll_addr: [0; 8],
+    };
+    // SAFETY: it points to a whole sockaddr_ll, which is copied.
+    unsafe { LinkAddr::from_raw((&raw const address).cast(), Some(size_of_val(&address) as u32)) }
+        .context("nix takes no packet address")
 }
 
 /// The socket is not bound to the interface, so it sees all of the namespace and picks by index.
@@ -116,7 +160,10 @@ fn collect(fd: &OwnedFd, index: usize, shared: &Shared) {
     let mut buffer = vec![0; 1 << 17];
     loop {
         match recvfrom::<LinkAddr>(fd.as_raw_fd(), &mut buffer) {
-            Ok((n, Some(from))) if from.ifindex() == index => keep(&buffer[..n], shared),
+            Ok((n, Some(from))) if from.ifindex() == index => match mark_in(&buffer[..n]) {
+                Some(mark) => shared.read.store(mark, Ordering::Release),
+                None => keep(&buffer[..n], shared),
+            },
             Ok(_) => {}
             // Only an empty queue ends a capture: what was on the wire before the end is looked at.
             Err(nix::Error::EAGAIN) if shared.stop.load(Ordering::Relaxed) => return,
@@ -124,6 +171,11 @@ fn collect(fd: &OwnedFd, index: usize, shared: &Shared) {
             Err(_) => return,
         }
     }
+}
+
+fn mark_in(frame: &[u8]) -> Option<u64> {
+    let mark = frame.strip_prefix(&MARK)?.first_chunk()?;
+    Some(u64::from_be_bytes(*mark))
 }
 
 fn keep(frame: &[u8], shared: &Shared) {
@@ -160,15 +212,16 @@ fn contains(haystack: &[u8], needle: &[u8]) -> bool {
     haystack.windows(needle.len()).any(|w| w == needle)
 }
 
-/// Gives packets that are on their way the time to be read by a capture: waits until nothing new was seen
-/// for a while.
+/// Gives packets that are on their way the time to be seen: waits until nothing new was for a while, and
+/// everything that was there has been read.
 pub fn settle(capture: &Capture) -> Result<()> {
     let mut last = usize::MAX;
     wait::until_true(Duration::from_secs(5), "the interface is quiet", || {
-        let now = capture.segments().map_or(0, |s| s.len());
+        std::thread::sleep(Duration::from_millis(60));
+        let now = capture.flush().and_then(|()| capture.segments()).map_or(0, |s| s.len());
         let quiet = now == last;
         last = now;
-        std::thread::sleep(Duration::from_millis(60));
         quiet
-    })
+    })?;
+    capture.flush()
 }
