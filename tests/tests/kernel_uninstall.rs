@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 
 use anyhow::{Result, ensure};
 use aya::maps::loaded_maps;
@@ -24,6 +24,7 @@ fn main() -> ExitCode {
         ("uninstall_leaves_nothing", uninstall),
         ("uninstalling_nothing_is_fine", uninstall_nothing),
         ("a_bpffs_is_mounted_where_there_is_none", mounts_bpffs),
+        ("agents_that_start_at_once_mount_one_bpffs", mount_at_once),
         ("two_instances_do_not_meet", two_instances),
     ])
 }
@@ -86,9 +87,46 @@ fn uninstall_nothing(place: &mut Place) -> Result<()> {
 
 /// In a mount namespace of its own, where nothing is mounted at /sys/fs/bpf.
 fn mounts_bpffs(place: &mut Place) -> Result<()> {
+    let config = config(&place.topology, "b");
+    without_bpffs(|| {
+        let report = bpf::Report::probe(&config);
+        ensure!(report.is_usable() && report.to_string().contains("will mount it"), "{report}");
+        drop(load(&config, Features::detect())?);
+        ensure!(fs::exists(config.pin_root.join("b/v1/links/connect4"))?);
+        bpf::uninstall(&config.pin_root, "b")?;
+        ensure!(!fs::exists(&config.pin_root)?, "the folder is still there");
+        Ok(())
+    })?;
+    ensure!(fs::exists(place.config.pin_root.join("a/v1/links/connect4"))?, "the real one is hidden");
+    Ok(())
+}
+
+fn mount_at_once(place: &mut Place) -> Result<()> {
+    let configs = ["b", "c", "d", "e"].map(|instance| config(&place.topology, instance));
+    without_bpffs(|| {
+        let ready = Barrier::new(configs.len());
+        let start = |config: &bpf::Config| {
+            ready.wait();
+            load(config, Features::detect()).map(drop)
+        };
+        std::thread::scope(|scope| {
+            let all: Vec<_> = configs.iter().map(|config| scope.spawn(|| start(config))).collect();
+            all.into_iter().try_for_each(|one| one.join().unwrap_or_else(|p| std::panic::resume_unwind(p)))
+        })?;
+        let mounts = fs::read_to_string("/proc/thread-self/mountinfo")?;
+        let mounted = mounts.lines().filter(|line| line.contains(" - bpf ")).count();
+        ensure!(mounted == 1, "{mounted} are mounted: {mounts}");
+        for config in &configs {
+            bpf::uninstall(&config.pin_root, &config.instance)?;
+        }
+        Ok(())
+    })
+}
+
+/// Does it where no bpffs is mounted, out of sight of everybody else.
+fn without_bpffs(work: impl FnOnce() -> Result<()> + Send) -> Result<()> {
     use nix::mount::{MntFlags, MsFlags, mount, umount2};
     use nix::sched::{CloneFlags, unshare};
-    let config = config(&place.topology, "b");
     std::thread::scope(|scope| {
         let apart = scope.spawn(|| -> Result<()> {
             unshare(CloneFlags::CLONE_NEWNS)?;
@@ -96,18 +134,10 @@ fn mounts_bpffs(place: &mut Place) -> Result<()> {
             mount(None::<&str>, "/", None::<&str>, private, None::<&str>)?;
             while umount2("/sys/fs/bpf", MntFlags::MNT_DETACH).is_ok() {}
             ensure!(!fs::exists("/sys/fs/bpf/maps.debug")?, "it is still mounted");
-            let report = bpf::Report::probe(&config);
-            ensure!(report.is_usable() && report.to_string().contains("will mount it"), "{report}");
-            drop(load(&config, Features::detect())?);
-            ensure!(fs::exists(config.pin_root.join("b/v1/links/connect4"))?);
-            bpf::uninstall(&config.pin_root, "b")?;
-            ensure!(!fs::exists(&config.pin_root)?, "the folder is still there");
-            Ok(())
+            work()
         });
         apart.join().unwrap_or_else(|p| std::panic::resume_unwind(p))
-    })?;
-    ensure!(fs::exists(place.config.pin_root.join("a/v1/links/connect4"))?, "the real one is hidden");
-    Ok(())
+    })
 }
 
 fn two_instances(place: &mut Place) -> Result<()> {

@@ -5,7 +5,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, CGROUP2_SUPER_MAGIC, FsType, statfs};
 
@@ -35,6 +37,11 @@ pub(super) fn ensure_bpffs(pin_root: &Path) -> Result<bool, BpfError> {
             "mount one there (mount -t bpf bpf <folder>) or set pinRoot below /sys/fs/bpf",
         ));
     }
+    // Of two agents that start at once, the second would hide what the first has pinned below its own mount.
+    let _alone = alone();
+    if is_on_bpffs(pin_root) {
+        return Ok(false);
+    }
     mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), Some("mode=0700")).map_err(|e| {
         setup(
             "mount a bpffs at",
@@ -44,6 +51,20 @@ pub(super) fn ensure_bpffs(pin_root: &Path) -> Result<bool, BpfError> {
         )
     })?;
     Ok(true)
+}
+
+/// Keeps other agents from mounting while it is held. None after a while: whoever else holds a lock on
+/// that folder must not keep an agent from starting.
+fn alone() -> Option<Flock<File>> {
+    let mut folder = File::open(Path::new(BPFFS).parent()?).ok()?;
+    for _ in 0..100 {
+        folder = match Flock::lock(folder, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Some(lock),
+            Err((folder, _)) => folder,
+        };
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    None
 }
 
 /// Whether the folder, or where it would be made, lies on a bpffs.
