@@ -27,6 +27,7 @@ use underpass_tests::{Mesh, Netns, Server, Settings, Topology, wait};
 fn main() -> ExitCode {
     stories::run(&[
         ("papers_that_are_not_in_order_open_no_tunnel", papers),
+        ("who_is_no_service_account_is_admitted_by_name_or_not_at_all", machines),
         ("a_tunnel_speaks_http2_in_tls_13_or_not_at_all", protocols),
         ("a_tunnel_leads_to_its_own_pod_only_and_to_no_port_of_the_agent", targets),
         ("requests_that_make_no_sense_are_refused_and_the_agent_goes_on", nonsense),
@@ -43,15 +44,19 @@ fn main() -> ExitCode {
 /// The application's port in every pod.
 const APP: u16 = 8080;
 
+const TRUST: &str = "{bundles: [{trustDomain: partner.example, file: \"{dir}/partner.pem\"}]}";
+
 struct Siege {
     cluster: Cluster,
     /// PERMISSIVE, no policy.
     open: Server,
     /// STRICT.
     strict: Server,
-    /// PERMISSIVE with a policy: service account client, or guest's address.
+    /// PERMISSIVE with two policies: service account client or guest's address; the partner's billing.
     judged: Server,
     authority: Authority,
+    /// Of a federated domain.
+    partner: Authority,
     /// Service account client's.
     papers: Papers,
 }
@@ -81,17 +86,23 @@ impl World for Siege {
                 "name: guests\nnamespace: default\nscope: WORKLOAD_SELECTOR\naction: ALLOW\n\
                  groups: [{{rules: [{{matches: [{{principals: [\"*/sa/client\"]}}, \
                  {{sourceIps: [\"{guest4}\", \"{guest6}\"]}}]}}]}}]"
-            ));
+            ))
+            .policy(
+                "name: partners\nnamespace: default\nscope: WORKLOAD_SELECTOR\naction: ALLOW\n\
+                 groups: [{rules: [{matches: [{principals: [\"partner.example/billing/*\"]}]}]}]",
+            );
         mesh.workload("strict").mtls = "STRICT";
         // Of the mesh for all who dial it, but no agent serves it.
         mesh.workload("fake").enrolled = false;
-        mesh.workload("judged").policies = vec!["default/guests".into()];
+        mesh.workload("judged").policies = vec!["default/guests".into(), "default/partners".into()];
+        let (partner, certificate) = Authority::root("partner's root")?;
+        std::fs::write(topology.dir().join("partner.pem"), certificate).context("writing a root")?;
         let echo = |pod: &str| Server::start(&topology.pod(pod).ns, APP, server::echo);
         let (open, strict, judged) = (echo("open")?, echo("strict")?, echo("judged")?);
-        let cluster = Cluster::on(topology, mesh, Settings::default())?;
+        let cluster = Cluster::on(topology, mesh, Settings { trust: Some(TRUST), ..Settings::default() })?;
         let authority = cluster.authority()?;
         let papers = authority.papers(&identity("client"))?;
-        Ok(Self { cluster, open, strict, judged, authority, papers })
+        Ok(Self { cluster, open, strict, judged, authority, partner, papers })
     }
 
     fn diagnose(&self) -> String {
@@ -113,8 +124,8 @@ fn papers(w: &mut Siege) -> Result<()> {
         ("no URI SAN", Some(ours.papers_naming(&[])?), "tls_failed", "exactly one URI SAN"),
         ("a URI that is no workload", Some(ours.papers("https://cluster.local/x")?), "tls_failed", "SPIFFE"),
         (
-            "a SPIFFE id that is no service account",
-            Some(ours.papers("spiffe://cluster.local/client")?),
+            "a SPIFFE id with a way up",
+            Some(ours.papers("spiffe://cluster.local/x/../ns/default/sa/client")?),
             "tls_failed",
             "SPIFFE",
         ),
@@ -149,6 +160,41 @@ fn papers(w: &mut Siege) -> Result<()> {
             expect(&line, cause, why).with_context(|| format!("{what} from {from}"))?;
             ensure!(line.get("src.identity").is_none(), "{what}: nobody proved anything: {line}");
         }
+    }
+    Ok(())
+}
+
+/// A machine of the partner's has the name that the partner gave it, and what is like an account's is none.
+fn machines(w: &mut Siege) -> Result<()> {
+    let admitted = "spiffe://partner.example/billing/api";
+    let refused = [
+        (&w.partner, "spiffe://partner.example/billing"),
+        (&w.partner, "spiffe://partner.example/ns/default/sa/client/billing"),
+        (&w.partner, "spiffe://partner.example/ns/billing/sa/api"),
+        (&w.authority, "spiffe://cluster.local/billing/api"),
+        (&w.authority, "spiffe://cluster.local/ns/default/sa/client/x"),
+    ];
+    for v6 in [false, true] {
+        let papers = w.partner.papers(admitted)?;
+        let lines = w.cluster.n2.access()?.len();
+        let outcome = w.attempt("judged", Some(&papers), v6).make(w.ns("stranger"))?;
+        ensure!(outcome.reached(), "{admitted}: {outcome:?}");
+        w.judged.forget();
+        let line = w.cluster.n2.wait_access_after(lines, "the partner's connection", |_| true)?;
+        ensure!(line.is("src.identity", admitted) && line.is("policy", "default/partners"), "{line}");
+        ensure!(line.get("src.namespace").is_none(), "it is of no namespace: {line}");
+        for (authority, named) in refused {
+            let papers = authority.papers(named)?;
+            let (outcome, line) = w.refused("stranger", &w.attempt("judged", Some(&papers), v6))?;
+            ensure!(outcome.status() == Some(401), "{named}: {outcome:?}");
+            expect(&line, "policy_denied", "").context(named)?;
+            ensure!(line.is("src.identity", named), "{line}");
+        }
+        // Who signs for one domain cannot name a machine of the other.
+        let forged = w.authority.papers(admitted)?;
+        let (outcome, line) = w.refused("stranger", &w.attempt("judged", Some(&forged), v6))?;
+        ensure!(matches!(outcome, Outcome::Cut(_)), "{outcome:?}");
+        expect(&line, "tls_failed", "chain to a root")?;
     }
     Ok(())
 }

@@ -17,6 +17,7 @@ use super::rotation::REVISION;
 use super::signing::{self, AuthorityError, CERTIFICATE, CHAIN, Files, KEY, ROOTS, Signing};
 use crate::certs::keeping::{SecretKey, warn_if_readable};
 use crate::certs::{Clock, leaf};
+use crate::model::spiffe::SpiffeError;
 use crate::model::{SpiffeId, TrustDomain};
 use crate::sys::watch::Watch;
 
@@ -92,6 +93,8 @@ pub struct ServerPapers {
 pub enum IssueError {
     #[error("this authority issues for the trust domain {domain}, not for {identity}")]
     TrustDomain { identity: SpiffeId, domain: TrustDomain },
+    #[error("nobody but service accounts is issued a certificate: {0}")]
+    NoAccount(#[from] SpiffeError),
     #[error("the request was checked for {checked}, not for {identity}")]
     OtherIdentity { checked: SpiffeId, identity: SpiffeId },
     #[error(
@@ -170,6 +173,7 @@ impl Authority {
             let checked = request.identity.clone();
             return Err(IssueError::OtherIdentity { checked, identity: identity.clone() });
         }
+        identity.check_account()?;
         if identity.trust_domain() != &self.config.trust_domain {
             let domain = self.config.trust_domain.clone();
             return Err(IssueError::TrustDomain { identity: identity.clone(), domain });

@@ -354,6 +354,9 @@ impl Check {
                     let why = format!("{identity} is not of the trust domain {}", config.trust_domain);
                     self.complaints.add(nodes().index(at).key("identities"), why);
                 }
+                if let Err(why) = identity.check_account() {
+                    self.complaints.add(nodes().index(at).key("identities"), why.to_string());
+                }
             }
         }
         if let Some(name) = listed_twice(&config.nodes()) {

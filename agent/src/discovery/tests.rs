@@ -82,7 +82,7 @@ fn dial(state: State, to: &str) -> Route {
 fn told(route: &Route) -> String {
     match route {
         Route::Hbone { next_hop, target, expected, service, workload } => {
-            let names: Vec<&str> = expected.iter().map(SpiffeId::service_account).collect();
+            let names: Vec<&str> = expected.iter().filter_map(SpiffeId::service_account).collect();
             let of = service.as_ref().map_or(String::new(), |s| format!(" of {}", s.hostname));
             format!("hbone {target} via {next_hop} as {} to {}{of}", names.join("|"), workload.name)
         }

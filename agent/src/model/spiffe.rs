@@ -1,4 +1,5 @@
-//! SPIFFE ids as the mesh writes them: `spiffe://<trust domain>/ns/<namespace>/sa/<service account>`.
+//! SPIFFE ids of workloads: `spiffe://<trust domain>/<path>`, of which a service account's path is
+//! `/ns/<namespace>/sa/<service account>`.
 //!
 //! Grammar and limits: the SPIFFE-ID standard, sections 2.1 to 2.3.
 
@@ -12,12 +13,13 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TrustDomain(Arc<str>);
 
-/// Who a workload is: its service account, anywhere it runs.
+/// Who a workload is: a service account anywhere it runs, or whatever else a trust domain names so. What has
+/// no path is the trust domain itself, and no workload.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SpiffeId {
     trust_domain: TrustDomain,
-    namespace: Arc<str>,
-    service_account: Arc<str>,
+    /// With the slash in front.
+    path: Arc<str>,
 }
 
 /// Which rule of the grammar a string breaks; what it quotes is shortened.
@@ -29,8 +31,10 @@ pub enum SpiffeError {
     Scheme,
     #[error("a trust domain is 1 to 255 of a-z, 0-9, '.', '-' and '_', not {0:?}")]
     TrustDomain(String),
-    #[error("a workload's path is /ns/<namespace>/sa/<service account>, not {0:?}")]
-    Path(String),
+    #[error("a workload's SPIFFE id has a path: without one it is the trust domain's own")]
+    NoPath,
+    #[error("a service account's path is /ns/<namespace>/sa/<service account>, not {0:?}")]
+    NoAccount(String),
     #[error(
         "a path segment is made of a-z, A-Z, 0-9, '.', '-' and '_', and is neither empty nor . nor .., not {0:?}"
     )]
@@ -57,7 +61,8 @@ impl TrustDomain {
 }
 
 impl SpiffeId {
-    /// Fails if a segment breaks the grammar, or if all together is longer than 2048 bytes.
+    /// A service account's. Fails if a segment breaks the grammar, or if all together is longer than 2048
+    /// bytes.
     pub fn new(
         trust_domain: TrustDomain,
         namespace: &str,
@@ -65,7 +70,8 @@ impl SpiffeId {
     ) -> Result<Self, SpiffeError> {
         check_segment(namespace)?;
         check_segment(service_account)?;
-        let id = Self { trust_domain, namespace: namespace.into(), service_account: service_account.into() };
+        let path = format!("/ns/{namespace}/sa/{service_account}").into();
+        let id = Self { trust_domain, path };
         let len = id.to_string().len();
         if len > MAX_LEN { Err(SpiffeError::TooLong(len)) } else { Ok(id) }
     }
@@ -74,12 +80,30 @@ impl SpiffeId {
         &self.trust_domain
     }
 
-    pub fn namespace(&self) -> &str {
-        &self.namespace
+    /// With the slash in front.
+    pub fn path(&self) -> &str {
+        &self.path
     }
 
-    pub fn service_account(&self) -> &str {
-        &self.service_account
+    /// Namespace and service account, if it is the id of one: no other path looks like one's.
+    pub fn account(&self) -> Option<(&str, &str)> {
+        let (namespace, account) = self.path.strip_prefix("/ns/")?.split_once('/')?;
+        let account = account.strip_prefix("sa/").filter(|account| !account.contains('/'))?;
+        Some((namespace, account))
+    }
+
+    pub fn namespace(&self) -> Option<&str> {
+        Some(self.account()?.0)
+    }
+
+    pub fn service_account(&self) -> Option<&str> {
+        Some(self.account()?.1)
+    }
+
+    /// # Errors
+    /// It is of no service account, and certificates are issued for those only.
+    pub fn check_account(&self) -> Result<(), SpiffeError> {
+        self.account().map(drop).ok_or_else(|| SpiffeError::NoAccount(shorten(&self.path)))
     }
 }
 
@@ -103,13 +127,11 @@ impl FromStr for SpiffeId {
             return Err(SpiffeError::TooLong(s.len()));
         }
         let rest = s.strip_prefix("spiffe://").ok_or(SpiffeError::Scheme)?;
-        let (domain, path) = rest.split_once('/').ok_or_else(|| SpiffeError::Path(String::new()))?;
+        let (domain, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         let trust_domain = domain.parse()?;
-        let parts: Vec<&str> = path.split('/').collect();
-        match parts[..] {
-            ["ns", namespace, "sa", account] => Self::new(trust_domain, namespace, account),
-            _ => Err(SpiffeError::Path(shorten(&format!("/{path}")))),
-        }
+        let segments = path.strip_prefix('/').ok_or(SpiffeError::NoPath)?;
+        segments.split('/').try_for_each(check_segment)?;
+        Ok(Self { trust_domain, path: path.into() })
     }
 }
 
@@ -137,7 +159,7 @@ impl fmt::Display for TrustDomain {
 
 impl fmt::Display for SpiffeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "spiffe://{}/ns/{}/sa/{}", self.trust_domain, self.namespace, self.service_account)
+        write!(f, "spiffe://{}{}", self.trust_domain, self.path)
     }
 }
 
@@ -183,7 +205,7 @@ mod tests {
 
     use super::*;
 
-    /// Clause by clause of the SPIFFE-ID standard; what Istio adds is the shape of the path.
+    /// Clause by clause of the SPIFFE-ID standard.
     #[test]
     fn ids_are_read_to_the_letter() {
         let long = |n: usize| "a".repeat(n);
@@ -194,6 +216,13 @@ mod tests {
             "spiffe://td/ns/.../sa/.x".to_owned(),
             // What looks like a port or a host is only letters here.
             "spiffe://127.0.0.1/ns/a/sa/b".to_owned(),
+            "spiffe://td/a".to_owned(),
+            "spiffe://partner.example/billing/api".to_owned(),
+            "spiffe://td/A.b_C-9/.../-/_".to_owned(),
+            "spiffe://td/ns/a/sa".to_owned(),
+            "spiffe://td/ns/a/sa/b/c".to_owned(),
+            "spiffe://td/NS/a/sa/b".to_owned(),
+            format!("spiffe://td/{}", "a/".repeat(1017) + "bc"),
             format!("spiffe://{}/ns/a/sa/b", long(255)),
             format!("spiffe://td/ns/a/sa/{}", long(2048 - "spiffe://td/ns/a/sa/".len())),
         ];
@@ -204,10 +233,10 @@ mod tests {
         type Check = fn(&SpiffeError) -> bool;
         let scheme: Check = |e| matches!(e, SpiffeError::Scheme);
         let domain: Check = |e| matches!(e, SpiffeError::TrustDomain(_));
-        let path: Check = |e| matches!(e, SpiffeError::Path(_));
+        let path: Check = |e| matches!(e, SpiffeError::NoPath);
         let segment: Check = |e| matches!(e, SpiffeError::Segment(_));
         let length: Check = |e| matches!(e, SpiffeError::TooLong(_));
-        let refused: [(&str, Check); 52] = [
+        let refused: [(&str, Check); 54] = [
             // 2: the scheme is spiffe, in lower case; an authority follows; no query, no fragment.
             ("", scheme),
             ("spiffe", scheme),
@@ -222,7 +251,7 @@ mod tests {
             ("SPIFFE://td/ns/a/sa/b", scheme),
             (" spiffe://td/ns/a/sa/b", scheme),
             ("http://td/ns/a/sa/b", scheme),
-            ("spiffe://", path),
+            ("spiffe://", domain),
             // 2.1: not empty, lower case, no user, no port, nothing percent-encoded.
             ("spiffe:///ns/a/sa/b", domain),
             ("spiffe://@td/ns/a/sa/b", domain),
@@ -238,15 +267,17 @@ mod tests {
             ("spiffe://[::1]/ns/a/sa/b", domain),
             // 2.2: no empty segment, so none at the end; no relative one; few characters, none encoded.
             ("spiffe://td", path),
-            ("spiffe://td/", path),
-            ("spiffe://td/a", path),
-            ("spiffe://td/ns/a", path),
-            ("spiffe://td/ns/a/sa", path),
-            ("spiffe://td/ns/a/sa/b/", path),
-            ("spiffe://td/ns/a/sa/b/c", path),
-            ("spiffe://td//ns/a/sa/b", path),
-            ("spiffe://td/NS/a/sa/b", path),
-            ("spiffe://td/sa/a/ns/b", path),
+            ("spiffe://td/", segment),
+            ("spiffe://td/a/", segment),
+            ("spiffe://td//a", segment),
+            ("spiffe://td/.", segment),
+            ("spiffe://td/../ns/a/sa/b", segment),
+            ("spiffe://td/billing%2fapi", segment),
+            ("spiffe://td/billing\\api", segment),
+            ("spiffe://td/billing;v=1", segment),
+            ("spiffe://td/~billing", segment),
+            ("spiffe://td/ns/a/sa/b/", segment),
+            ("spiffe://td//ns/a/sa/b", segment),
             ("spiffe://td/ns//sa/b", segment),
             ("spiffe://td/ns/a/sa/", segment),
             ("spiffe://td/ns/./sa/b", segment),
@@ -254,7 +285,7 @@ mod tests {
             ("spiffe://td/ns/a/sa/b?x", segment),
             ("spiffe://td/ns/a/sa/b#x", segment),
             ("spiffe://td/ns/../sa/b", segment),
-            ("spiffe://td/ns/a/../sa/b", path),
+            ("spiffe://td/ns/a/../sa/b", segment),
             ("spiffe://td/ns/a/sa/%2e", segment),
             ("spiffe://td/ns/a/sa/%62", segment),
             ("spiffe://td/ns/a/sa/b ", segment),
@@ -272,8 +303,57 @@ mod tests {
         let too_long = format!("spiffe://td/ns/a/sa/{}", long(2049 - "spiffe://td/ns/a/sa/".len()));
         assert!(length(&too_long.parse::<SpiffeId>().unwrap_err()));
         assert!(length(&SpiffeId::new("td".parse().unwrap(), "a", &long(2040)).unwrap_err()));
+        let deep = format!("spiffe://td/{}", "a/".repeat(1018) + "b");
+        assert!(length(&deep.parse::<SpiffeId>().unwrap_err()));
         let wide = format!("spiffe://{}/ns/a/sa/b", long(256));
         assert!(domain(&wide.parse::<SpiffeId>().unwrap_err()));
+    }
+
+    /// Whoever may choose a path must not become an account by it.
+    #[test]
+    fn only_the_very_path_of_an_account_is_one() {
+        let accounts = [
+            ("spiffe://td/ns/a/sa/b", "a", "b"),
+            ("spiffe://td/ns/ns/sa/sa", "ns", "sa"),
+            ("spiffe://td/ns/sa/sa/ns", "sa", "ns"),
+            ("spiffe://td/ns/.../sa/.x", "...", ".x"),
+        ];
+        for (id, namespace, account) in accounts {
+            let id: SpiffeId = id.parse().unwrap();
+            assert_eq!(id.account(), Some((namespace, account)));
+            assert_eq!((id.namespace(), id.service_account()), (Some(namespace), Some(account)));
+            assert_eq!(id.check_account(), Ok(()));
+            assert_eq!(SpiffeId::new("td".parse().unwrap(), namespace, account), Ok(id));
+        }
+        let others = [
+            "spiffe://td/a",
+            "spiffe://td/ns",
+            "spiffe://td/ns/a",
+            "spiffe://td/ns/a/sa",
+            "spiffe://td/ns/a/sa/b/extra",
+            "spiffe://td/ns/a/sa/b/sa/c",
+            "spiffe://td/ns/a/b/sa/c",
+            "spiffe://td/ns/sa/b",
+            "spiffe://td/ns/a/ns/b/sa/c",
+            "spiffe://td/x/ns/a/sa/b",
+            "spiffe://td/sa/b/ns/a",
+            "spiffe://td/NS/a/sa/b",
+            "spiffe://td/ns/a/SA/b",
+            "spiffe://td/nsx/a/sa/b",
+            "spiffe://td/ns/a/sab",
+            "spiffe://td/ns/a/sax/b",
+            "spiffe://td/ns.a.sa.b",
+        ];
+        for id in others {
+            let id: SpiffeId = id.parse().unwrap();
+            assert_eq!((id.account(), id.namespace(), id.service_account()), (None, None, None), "{id}");
+            assert_eq!(id.check_account(), Err(SpiffeError::NoAccount(id.path().into())));
+        }
+        // An account is given by its names, and those bring no path along.
+        for (namespace, account) in [("a/sa/b", "c"), ("a", "b/c"), ("..", "b"), ("a", ""), ("", "b")] {
+            let made = SpiffeId::new("td".parse().unwrap(), namespace, account);
+            assert!(matches!(made, Err(SpiffeError::Segment(_))), "{namespace} {account}: {made:?}");
+        }
     }
 
     #[test]
@@ -293,8 +373,7 @@ mod tests {
         ) {
             let id = SpiffeId::new(domain.parse().unwrap(), &namespace, &account).unwrap();
             prop_assert_eq!(id.trust_domain().as_str(), &domain);
-            prop_assert_eq!(id.namespace(), &namespace);
-            prop_assert_eq!(id.service_account(), &account);
+            prop_assert_eq!(id.account(), Some((&*namespace, &*account)));
             prop_assert_eq!(&id.to_string().parse::<SpiffeId>().unwrap(), &id);
             let json = serde_json::to_string(&id).unwrap();
             prop_assert_eq!(&serde_json::from_str::<SpiffeId>(&json).unwrap(), &id);
@@ -307,6 +386,12 @@ mod tests {
                 Ok(id) => {
                     prop_assert_eq!(id.to_string(), &*s);
                     prop_assert!(by_the_book(&s), "accepted: {s:?}");
+                    let pieces: Vec<&str> = s.split('/').skip(3).collect();
+                    let account = match pieces[..] {
+                        ["ns", namespace, "sa", account] => Some((namespace, account)),
+                        _ => None,
+                    };
+                    prop_assert_eq!(id.account(), account);
                 }
                 Err(_) => prop_assert!(!by_the_book(&s), "refused: {s:?}"),
             }
@@ -348,10 +433,10 @@ mod tests {
         })
     }
 
-    /// The grammar once more, written otherwise: SPIFFE-ID sections 2.1 to 2.3 and Istio's path.
+    /// The grammar once more, written otherwise: SPIFFE-ID sections 2.1 to 2.3.
     fn by_the_book(s: &str) -> bool {
         let pieces: Vec<&str> = s.split('/').collect();
-        let ["spiffe:", "", domain, "ns", namespace, "sa", account] = pieces[..] else { return false };
+        let ["spiffe:", "", domain, path @ ..] = &pieces[..] else { return false };
         let plain = |s: &str| s.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
         let dots = |s: &str| s == "." || s == "..";
         !domain.is_empty()
@@ -359,6 +444,7 @@ mod tests {
             && s.len() < 2049
             && plain(domain)
             && !domain.contains(|c: char| c.is_ascii_uppercase())
-            && [namespace, account].iter().all(|p| !p.is_empty() && plain(p) && !dots(p))
+            && !path.is_empty()
+            && path.iter().all(|p| !p.is_empty() && plain(p) && !dots(p))
     }
 }

@@ -9,6 +9,8 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 
+use crate::model::SpiffeId;
+
 use super::compiled::{Block, Compiled, Conn};
 use super::listed::Listed;
 use super::matcher::Matcher;
@@ -244,6 +246,7 @@ fn shorten(text: &str) -> String {
 
 fn fields<'a>(m: &'a Match, peer: &'a Peer<'_>) -> Vec<Field<'a>> {
     const NOBODY: Given<'static> = Given::Nothing("a client without identity");
+    const NO_ACCOUNT: Given<'static> = Given::Nothing("a client that is no service account");
     let ip = |ip: Option<IpAddr>| ip.map_or(Given::Unknown, Given::Ip);
     let identity = |text: Option<&'a str>| text.map_or(NOBODY, Given::text);
     let request = |text: Option<&'a str>| text.map_or(Given::Unknown, Given::text);
@@ -253,7 +256,10 @@ fn fields<'a>(m: &'a Match, peer: &'a Peer<'_>) -> Vec<Field<'a>> {
     let ports = |values: &'a [u16]| Listed::Ports(values);
     let accounts = |values: &'a [ServiceAccount]| Listed::Accounts(values);
     let paths = |values: &'a [PathMatch]| Listed::Paths(values);
-    let account = peer.identity.map_or(NOBODY, |id| Given::Account(id.namespace(), id.service_account()));
+    let of_account = |id: &'a SpiffeId| {
+        id.account().map_or(NO_ACCOUNT, |(namespace, account)| Given::Account(namespace, account))
+    };
+    let account = peer.identity.map_or(NOBODY, of_account);
     let port = peer.port.map_or(Given::Nothing("another port"), Given::Port);
     let sni = peer.sni.map_or(Given::Unknown, Given::text);
     all.both("to.ports", &port, ports(&m.destination_ports), ports(&m.not_destination_ports));
@@ -261,7 +267,8 @@ fn fields<'a>(m: &'a Match, peer: &'a Peer<'_>) -> Vec<Field<'a>> {
     all.both("source.remoteIpBlocks", &ip(peer.source_ip), nets(&m.remote_ips), nets(&m.not_remote_ips));
     let to = ip(peer.destination_ip);
     all.both("destination.ip", &to, nets(&m.destination_ips), nets(&m.not_destination_ips));
-    // A client without identity is of the namespace, and the trust domain, that is called "".
+    // A client without identity is of the namespace, and the trust domain, that is called ""; one that is no
+    // service account of the namespace only.
     let domain = Given::text(peer.trust_domain());
     all.both("source.trustDomains", &domain, strings(&m.trust_domains), strings(&m.not_trust_domains));
     let namespace = Given::text(peer.namespace());
@@ -270,7 +277,10 @@ fn fields<'a>(m: &'a Match, peer: &'a Peer<'_>) -> Vec<Field<'a>> {
     all.both("source.serviceAccounts", &account, one_of, none_of);
     let (one_of, none_of) = (Listed::Principals(&m.principals), Listed::Principals(&m.not_principals));
     all.both("source.principals", &identity(peer.principal()), one_of, none_of);
-    let linkerd = identity(peer.linkerd_identity());
+    let linkerd = match (peer.identity, peer.linkerd_identity()) {
+        (Some(_), None) => NO_ACCOUNT,
+        (_, name) => identity(name),
+    };
     all.both("source.identities", &linkerd, strings(&m.linkerd_identities), strings(&[]));
     all.both("connection.sni", &sni, strings(&m.snis), strings(&m.not_snis));
     let method = request(peer.request.map(|request| request.method));

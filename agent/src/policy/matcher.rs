@@ -4,6 +4,8 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use crate::model::SpiffeId;
+
 use super::index::{Index, Requirements, WORTH_IT};
 use super::peer::{Peer, header};
 use super::ports::PortSet;
@@ -305,9 +307,10 @@ impl Values {
             Self::DestinationIps(nets) => nets.contain(peer.destination_ip?),
             Self::TrustDomains(names) => names.fit(peer.trust_domain().as_bytes()),
             Self::Namespaces(names) => names.fit(peer.namespace().as_bytes()),
-            Self::Accounts(accounts) => {
-                peer.identity.is_some_and(|id| accounts.contain(id.namespace(), id.service_account()))
-            }
+            Self::Accounts(accounts) => peer
+                .identity
+                .and_then(SpiffeId::account)
+                .is_some_and(|(namespace, account)| accounts.contain(namespace, account)),
             Self::Principals(names) => peer.principal().is_some_and(|name| names.fit(name.as_bytes())),
             Self::LinkerdIdentities(names) => {
                 peer.linkerd_identity().is_some_and(|name| names.fit(name.as_bytes()))

@@ -102,22 +102,27 @@ fn holds(m: &Match, conn: &Conn, asked: Asked<'_>, unknown: bool) -> bool {
         return false;
     }
     let id = conn.source.as_ref();
-    let namespace = id.map_or(String::new(), |id| id.namespace().to_string());
+    // Of `spiffe:`, nothing, the trust domain, `ns`, the namespace, `sa` and the account.
+    let pieces: Vec<String> =
+        id.map(|id| id.to_string().split('/').map(String::from).collect()).unwrap_or_default();
+    let account_of = match pieces.iter().map(|piece| &**piece).collect::<Vec<_>>()[..] {
+        ["spiffe:", "", _, "ns", namespace, "sa", account] => Some((namespace, account)),
+        _ => None,
+    };
+    let namespace = account_of.map_or(String::new(), |(namespace, _)| namespace.to_string());
     let domain = id.map_or(String::new(), |id| id.trust_domain().to_string());
     let sni = conn.sni.as_ref().map_or(String::new(), |sni| sni.to_string());
     let principal = |value: &StringMatch| {
         id.is_some_and(|id| fits(&respell(value, |text| text.replace("spiffe://", "")), &id.to_string()[9..]))
     };
     let linkerd = |value: &StringMatch| {
-        id.is_some_and(|id| {
-            let (account, namespace, domain) = (id.service_account(), id.namespace(), id.trust_domain());
+        account_of.is_some_and(|(namespace, account)| {
             fits(value, &format!("{account}.{namespace}.serviceaccount.identity.linkerd.{domain}"))
         })
     };
     let account = |value: &ServiceAccount| {
-        id.is_some_and(|id| {
-            format!("{}/{}", value.namespace, value.service_account)
-                == format!("{}/{}", id.namespace(), id.service_account())
+        account_of.is_some_and(|(namespace, account)| {
+            format!("{}/{}", value.namespace, value.service_account) == format!("{namespace}/{account}")
         })
     };
     let host = |value: &StringMatch| {
@@ -617,7 +622,14 @@ fn ports() -> impl Strategy<Value = u16> {
 }
 
 fn conns() -> impl Strategy<Value = Conn> {
-    let ids = vec!["spiffe://td/ns/a/sa/x", "spiffe://td/ns/b/sa/y", "spiffe://other/ns/ab/sa/x"];
+    let ids = vec![
+        "spiffe://td/ns/a/sa/x",
+        "spiffe://td/ns/b/sa/y",
+        "spiffe://other/ns/ab/sa/x",
+        "spiffe://other/billing/api",
+        "spiffe://td/ns/a/sa/x/y",
+        "spiffe://td/v/ns/a/sa/x",
+    ];
     let source = prop::option::weighted(0.7, select(ids));
     let ip = || select(vec!["10.0.0.1", "10.0.0.2", "10.1.0.1", "fd00::1", "fd01::1"]);
     let sni = prop::option::weighted(0.3, select(vec!["db", "b"]));

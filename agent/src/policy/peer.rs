@@ -60,8 +60,9 @@ impl<'a> Peer<'a> {
         }
     }
 
+    /// Empty for whoever has no identity, and for one that is no service account.
     pub(super) fn namespace(&self) -> &str {
-        self.identity.map_or("", SpiffeId::namespace)
+        self.identity.and_then(SpiffeId::namespace).unwrap_or_default()
     }
 
     pub(super) fn trust_domain(&self) -> &str {
@@ -71,14 +72,15 @@ impl<'a> Peer<'a> {
     /// The SPIFFE id without its scheme, as policies write principals.
     pub(super) fn principal(&self) -> Option<&str> {
         let id = self.identity?;
-        let text = || format!("{}/ns/{}/sa/{}", id.trust_domain(), id.namespace(), id.service_account());
+        let text = || format!("{}{}", id.trust_domain(), id.path());
         Some(self.principal.get_or_init(text))
     }
 
+    /// Linkerd has such a name for service accounts only, and names others by their SPIFFE id.
     pub(super) fn linkerd_identity(&self) -> Option<&str> {
         let id = self.identity?;
-        let (account, namespace, domain) = (id.service_account(), id.namespace(), id.trust_domain());
-        let system = self.linkerd_namespace;
+        let (namespace, account) = id.account()?;
+        let (domain, system) = (id.trust_domain(), self.linkerd_namespace);
         let text = || format!("{account}.{namespace}.serviceaccount.identity.{system}.{domain}");
         Some(self.linkerd_identity.get_or_init(text))
     }

@@ -82,13 +82,14 @@ pub struct Rule {
 /// A positive field holds when one of its values fits, a negative one when none does.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 pub struct Match {
-    /// The peer's namespace; that of a peer without identity is the empty string.
+    /// The peer's namespace; that of a peer without identity, and of one that is no service account, is the
+    /// empty string.
     pub namespaces: Vec<StringMatch>,
     pub not_namespaces: Vec<StringMatch>,
     /// The peer's identity, with or without `spiffe://` in front; no peer without identity fits.
     pub principals: Vec<StringMatch>,
     pub not_principals: Vec<StringMatch>,
-    /// The peer's service account in any trust domain; no peer without identity fits.
+    /// The peer's service account in any trust domain; no peer fits that is none.
     pub service_accounts: Vec<ServiceAccount>,
     pub not_service_accounts: Vec<ServiceAccount>,
     pub source_ips: Vec<IpNet>,

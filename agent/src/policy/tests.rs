@@ -141,6 +141,90 @@ fn names_of_the_client() {
     }
 }
 
+/// A machine of a federated domain: it has a name and a trust domain, and neither namespace nor account.
+#[test]
+fn a_client_that_is_no_service_account_is_known_by_its_name_only() {
+    const MACHINE: Option<&str> = Some("spiffe://partner.example/billing/api");
+    /// As close to the account shop/web as a path may come.
+    const LOOKALIKES: [&str; 6] = [
+        "spiffe://td/ns/shop/sa/web/extra",
+        "spiffe://td/x/ns/shop/sa/web",
+        "spiffe://td/NS/shop/sa/web",
+        "spiffe://td/ns/shop/SA/web",
+        "spiffe://td/shop/web",
+        "spiffe://td/ns/shop",
+    ];
+    let positive = |principal: StringMatch| Match { principals: vec![principal], ..Match::default() };
+    let negative = |principal: StringMatch| Match { not_principals: vec![principal], ..Match::default() };
+    for (principal, fits) in [
+        (exact("partner.example/billing/api"), true),
+        (exact("spiffe://partner.example/billing/api"), true),
+        (prefix("partner.example/"), true),
+        (prefix("spiffe://partner.example/billing/"), true),
+        (suffix("/billing/api"), true),
+        (StringMatch::Presence, true),
+        (exact("partner.example/billing"), false),
+        (exact("partner.example/billing/api/"), false),
+        (exact("billing/api"), false),
+        (exact("Partner.example/billing/api"), false),
+        (prefix("partner.example/ns/"), false),
+        (suffix("/sa/api"), false),
+    ] {
+        assert_eq!(matches(positive(principal.clone()), &conn(MACHINE)), fits, "{principal:?}");
+        assert_eq!(matches(negative(principal.clone()), &conn(MACHINE)), !fits, "not {principal:?}");
+    }
+    let domain = || vec![exact("partner.example")];
+    assert!(matches(Match { trust_domains: domain(), ..Match::default() }, &conn(MACHINE)));
+    assert!(!matches(Match { not_trust_domains: domain(), ..Match::default() }, &conn(MACHINE)));
+
+    let account = || vec![ServiceAccount { namespace: "shop".into(), service_account: "web".into() }];
+    let nobody = || vec![ServiceAccount { namespace: "".into(), service_account: "".into() }];
+    let linkerd = |name| Match { linkerd_identities: vec![name], ..Match::default() };
+    for client in LOOKALIKES.into_iter().chain(MACHINE) {
+        let from = conn(Some(client));
+        for names in [exact("shop"), prefix("s"), suffix("p"), StringMatch::Presence, exact("billing")] {
+            let (names, other) = (vec![names.clone()], vec![names]);
+            assert!(!matches(Match { namespaces: names, ..Match::default() }, &from), "{client}: {other:?}");
+            assert!(matches(Match { not_namespaces: other, ..Match::default() }, &from), "{client}");
+        }
+        for accounts in [account(), nobody()] {
+            let (accounts, other) = (accounts.clone(), accounts);
+            assert!(!matches(Match { service_accounts: accounts, ..Match::default() }, &from), "{client}");
+            assert!(matches(Match { not_service_accounts: other, ..Match::default() }, &from), "{client}");
+        }
+        assert!(!matches(positive(exact("td/ns/shop/sa/web")), &from), "{client}");
+        for name in [
+            exact("web.shop.serviceaccount.identity.linkerd.td"),
+            suffix(".shop.serviceaccount.identity.linkerd.td"),
+            suffix(".serviceaccount.identity.linkerd.partner.example"),
+            StringMatch::Presence,
+        ] {
+            assert!(!matches(linkerd(name.clone()), &from), "{client}: {name:?}");
+        }
+    }
+    // Many accounts are found by the path.
+    let mut many = account();
+    many.extend(
+        (0..100).map(|n| ServiceAccount { namespace: format!("n{n}").into(), service_account: "a".into() }),
+    );
+    let groups: Vec<Group> = many
+        .into_iter()
+        .map(|one| group(vec![Match { service_accounts: vec![one], ..Match::default() }]))
+        .collect();
+    let compiled = compile(vec![policy("own/p", Scope::Namespace, Action::Allow, groups)], &[]);
+    assert!(compiled.evaluate(&conn(CLIENT), None).is_allow());
+    for client in LOOKALIKES.into_iter().chain(MACHINE) {
+        assert!(!compiled.evaluate(&conn(Some(client)), None).is_allow(), "{client}");
+    }
+    // And whoever asks why hears it.
+    let told = compiled.explain(&conn(MACHINE), None).considered;
+    let because = &told[0].rules[0].because;
+    assert!(
+        because.starts_with("source.serviceAccounts: a client that is no service account is "),
+        "{because}"
+    );
+}
+
 #[test]
 fn addresses_and_ports() {
     let source = [

@@ -280,10 +280,10 @@ fn reject(respond: Respond, status: StatusCode, cause: Cause, why: String) -> En
 }
 
 /// What a client that is not found by its address says of itself: labels, never proof. Its namespace is
-/// in its certificate.
+/// in its certificate, if it is a service account.
 fn told_of(baggage: &Baggage, peer: &SpiffeId) -> Workload {
     let told = baggage.fields();
-    let mut workload = Workload::new("", peer.namespace(), "", peer.clone());
+    let mut workload = Workload::new("", peer.namespace().unwrap_or_default(), "", peer.clone());
     workload.cluster = told.cluster.into();
     workload.workload_name = told.workload.into();
     workload.canonical_name = told.service.into();
@@ -428,5 +428,10 @@ services:
         let labels = [&told.cluster, &told.namespace, &told.workload_name, &told.canonical_name];
         assert_eq!(labels.map(|l| &**l), ["c2", "shop", "web", "web-service"]);
         assert_eq!((&*told.canonical_revision, told.identity), ("v2", peer));
+
+        // Nor into one at all, if its certificate names none.
+        let machine: SpiffeId = "spiffe://partner.example/billing/api".parse().unwrap();
+        let baggage = Baggage::new(&BaggageFields { namespace: "payments", ..BaggageFields::default() });
+        assert_eq!(&*told_of(&baggage, &machine).namespace, "");
     }
 }

@@ -387,9 +387,9 @@ impl<'a> End<'a> {
 
     pub(super) fn namespace(&self) -> Option<&'a str> {
         match (self.workload, self.pod, self.identity) {
-            (Some(workload), ..) => Some(&workload.namespace),
+            (Some(workload), ..) => Some(&*workload.namespace).filter(|namespace| !namespace.is_empty()),
             (None, Some(pod), _) => Some(&pod.namespace),
-            (None, None, Some(identity)) => Some(identity.namespace()),
+            (None, None, Some(identity)) => identity.namespace(),
             (None, None, None) => None,
         }
     }

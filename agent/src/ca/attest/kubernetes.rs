@@ -193,10 +193,10 @@ impl<A: KubernetesApi> Kubernetes<A> {
                 "{identity} is not of this cluster's trust domain {domain}"
             )));
         }
-        let account = ServiceAccount {
-            namespace: identity.namespace().to_owned(),
-            name: identity.service_account().to_owned(),
+        let Some((namespace, name)) = identity.account() else {
+            return Err(Refusal::NotYours(format!("{identity} is no service account, which pods run as")));
         };
+        let account = ServiceAccount { namespace: namespace.to_owned(), name: name.to_owned() };
         let pods = self.api.pods_of(&account, Some(node.as_str())).await;
         let pods = pods.map_err(|e| silent("the node's pods", &e))?;
         let runs = |pod: &Pod| {

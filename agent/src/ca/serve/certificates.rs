@@ -106,7 +106,8 @@ fn asked_for(message: &IstioCertificateRequest) -> Result<SpiffeId, Denied> {
     let Some(Kind::StringValue(text)) = field.and_then(|value| value.kind.as_ref()) else {
         return Err(Denied::Asked("the metadata names no ImpersonatedIdentity".into()));
     };
-    text.parse().map_err(|e| {
+    let identity = text.parse().and_then(|id: SpiffeId| id.check_account().map(|()| id));
+    identity.map_err(|e| {
         Denied::Asked(format!("ImpersonatedIdentity {:?} is no SPIFFE ID of a workload: {e}", shorten(text)))
     })
 }

@@ -151,6 +151,11 @@ fn it_signs_what_was_checked_and_for_its_trust_domain_only() {
     let pem = request(&KeyPair::generate().unwrap(), |p| p.subject_alt_names.clear());
     let error = authority.issue(&check_request(&pem, &ally).unwrap(), &ally, None).unwrap_err();
     assert!(matches!(error, IssueError::TrustDomain { .. }), "{error}");
+    for path in ["/billing/api", "/ns/shop/sa/cart/x", "/x/ns/shop/sa/cart", "/cart"] {
+        let machine = id(&format!("spiffe://mesh.test{path}"));
+        let error = authority.issue(&check_request(&pem, &machine).unwrap(), &machine, None).unwrap_err();
+        assert!(matches!(error, IssueError::NoAccount(_)), "{path}: {error}");
+    }
 }
 
 #[test]

@@ -41,14 +41,13 @@ impl Svid {
 
 /// Keys of the others in the answer are wiped, as the asked one's is once the answer is gone.
 pub(super) fn read(answer: SubscribeToX509sviDsResponse, identity: &SpiffeId) -> Result<Svid, CertError> {
-    let path = format!("/ns/{}/sa/{}", identity.namespace(), identity.service_account());
     let federates = federates(&answer.federates_with);
     let mut found: Option<Svid> = None;
     for with_key in answer.x509_svids {
         let key = Zeroizing::new(with_key.x509_svid_key);
         let Some(svid) = with_key.x509_svid else { continue };
         let theirs = svid.id.unwrap_or_default();
-        if theirs.trust_domain != identity.trust_domain().as_str() || theirs.path != path {
+        if theirs.trust_domain != identity.trust_domain().as_str() || theirs.path != identity.path() {
             continue;
         }
         let svid = check(svid.cert_chain, key, federates.clone())?;
@@ -57,14 +56,13 @@ pub(super) fn read(answer: SubscribeToX509sviDsResponse, identity: &SpiffeId) ->
             found = Some(svid);
         }
     }
+    let (namespace, account) = identity.account().unwrap_or_default();
     found.ok_or_else(|| CertError::Refused {
         issuer: "spire".into(),
         identity: identity.clone(),
         why: format!(
-            "the SPIRE agent has no certificate for it: make an entry with the selectors k8s:ns:{} and k8s:sa:{} \
-             and no others, under a parent that this node's SPIRE agent is",
-            identity.namespace(),
-            identity.service_account()
+            "the SPIRE agent has no certificate for it: make an entry with the selectors k8s:ns:{namespace} and \
+             k8s:sa:{account} and no others, under a parent that this node's SPIRE agent is"
         ),
     })
 }

@@ -134,10 +134,9 @@ impl Stream {
         let mut client = DelegatedIdentityClient::new(self.shared.channel.clone())
             .max_decoding_message_size(answer::MOST_BYTES);
         let selector = |value| Selector { r#type: "k8s".into(), value };
-        let selectors = vec![
-            selector(format!("ns:{}", self.identity.namespace())),
-            selector(format!("sa:{}", self.identity.service_account())),
-        ];
+        // Of pods: theirs are service accounts.
+        let (namespace, account) = self.identity.account().unwrap_or_default();
+        let selectors = vec![selector(format!("ns:{namespace}")), selector(format!("sa:{account}"))];
         let opened = client.subscribe_to_x509svi_ds(SubscribeToX509sviDsRequest { selectors, pid: 0 });
         match tokio::time::timeout(self.shared.config.deadline, opened).await {
             Ok(Ok(answers)) => Ok(answers.into_inner()),

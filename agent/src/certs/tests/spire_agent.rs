@@ -143,7 +143,7 @@ pub(super) fn svid(identity: &SpiffeId, shown: &Shown) -> X509svidWithKey {
             cert_chain: shown.chain.iter().map(|c| c.to_vec()).collect(),
             id: Some(Spiffeid {
                 trust_domain: identity.trust_domain().to_string(),
-                path: format!("/ns/{}/sa/{}", identity.namespace(), identity.service_account()),
+                path: identity.path().to_owned(),
             }),
             expires_at: 0,
             hint: String::new(),

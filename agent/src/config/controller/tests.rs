@@ -136,6 +136,10 @@ fn what_is_wrong_is_named_with_its_place() {
             "3:107: attestation.nodes[0].identities: spiffe://o.test/ns/a/sa/b is not of the trust domain cluster.local",
         ),
         (
+            nodes(&format!("  - {{name: a, key: \"{KEY}\", identities: [spiffe://cluster.local/a/b]}}\n")),
+            "3:107: attestation.nodes[0].identities: a service account's path is /ns/",
+        ),
+        (
             nodes(&format!("  - {{name: a, key: \"{KEY}\", identities: [cart]}}\n")),
             "3:108: attestation.nodes[0].identities[0]: ",
         ),

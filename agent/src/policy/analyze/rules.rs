@@ -300,8 +300,9 @@ fn parts(principal: &str) -> Option<(&str, &str)> {
     if principal.contains('*') {
         return None;
     }
-    let (namespace, account) = principal.split_once("/ns/")?.1.split_once("/sa/")?;
-    Some((namespace, account))
+    let (_, path) = principal.split_once('/')?;
+    let (namespace, account) = path.strip_prefix("ns/")?.split_once("/sa/")?;
+    (!namespace.contains('/') && !account.contains('/')).then_some((namespace, account))
 }
 
 /// Istio reads the protocol out of the name of a port.

@@ -48,8 +48,7 @@ impl<'a> World<'a> {
             .map(|object| object.meta.name.clone())
             .chain(pods.iter().map(|pod| pod.namespace.clone()))
             .collect();
-        let accounts =
-            pods.iter().map(|pod| (pod.identity.namespace(), pod.identity.service_account())).collect();
+        let accounts = pods.iter().filter_map(|pod| pod.identity.account()).collect();
         Self { set, resources, pods, objects, applied, namespaces, accounts }
     }
 

@@ -121,7 +121,7 @@ fn sound_peers_are_accepted_by_both_ends() {
 fn each_broken_rule_of_a_leaf_is_named_by_both_ends() {
     let world = World::new();
     type Row = (&'static str, fn(&mut CertificateParams), fn(&TlsError) -> bool, &'static str);
-    let rows: [Row; 21] = [
+    let rows: [Row; 22] = [
         (
             "two URI SANs, the expected one first",
             |p| p.subject_alt_names.push(uri("spiffe://mesh.test/ns/shop/sa/admin")),
@@ -169,10 +169,10 @@ fn each_broken_rule_of_a_leaf_is_named_by_both_ends() {
             "https://mesh.test",
         ),
         (
-            "a SPIFFE id that is no workload's",
-            |p| p.subject_alt_names = vec![uri("spiffe://mesh.test/till")],
+            "an empty path segment",
+            |p| p.subject_alt_names = vec![uri("spiffe://mesh.test/ns/shop/sa/till/")],
             |e| matches!(e, TlsError::SpiffeId { .. }),
-            "/till",
+            "sa/till/",
         ),
         (
             "the trust domain's own id",
@@ -181,10 +181,16 @@ fn each_broken_rule_of_a_leaf_is_named_by_both_ends() {
             "spiffe://mesh.test",
         ),
         (
-            "one more path segment",
-            |p| p.subject_alt_names = vec![uri("spiffe://mesh.test/ns/shop/sa/till/x")],
+            "a way up in the path",
+            |p| p.subject_alt_names = vec![uri("spiffe://mesh.test/x/../ns/shop/sa/till")],
             |e| matches!(e, TlsError::SpiffeId { .. }),
-            "till/x",
+            "x/../ns",
+        ),
+        (
+            "a trust domain in upper case",
+            |p| p.subject_alt_names = vec![uri("spiffe://MESH.test/ns/shop/sa/till")],
+            |e| matches!(e, TlsError::SpiffeId { .. }),
+            "MESH.test",
         ),
         (
             "a percent-encoded letter",
@@ -414,6 +420,42 @@ fn a_sound_certificate_of_somebody_else_is_a_wrong_identity() {
     let both = [domain("mesh.test"), domain("ally.test")].into();
     let server = server_config_accepting(&ours, &trust, both).unwrap();
     assert!(handshake(gullible_client(&ally), server).server_end.is_ok());
+}
+
+/// A machine of a federated domain, or of ours, whom its authority named as it liked.
+#[test]
+fn whoever_is_no_service_account_is_somebody_and_no_account_that_it_looks_like() {
+    let world = World::new();
+    let ours = world.root.certificate(OURS);
+    let trust = bundles(&[("mesh.test", &world.root), ("ally.test", &world.foreign_root)]);
+    let trusted = || [domain("mesh.test"), domain("ally.test")].into();
+    let dial = |expected: &str, shown: &Shown| {
+        let client = client_config(&ours, &trust, &[id(expected)]).unwrap();
+        let seen = handshake(client, gullible_server(shown));
+        seen.client_end.map(|()| peer_of(&seen.client).unwrap())
+    };
+    for (named, root) in [
+        ("spiffe://ally.test/billing/api", &world.foreign_root),
+        ("spiffe://ally.test/a", &world.foreign_root),
+        ("spiffe://mesh.test/billing/api", &world.root),
+        ("spiffe://mesh.test/ns/shop/sa/till/x", &world.root),
+        ("spiffe://mesh.test/x/ns/shop/sa/till", &world.root),
+        ("spiffe://mesh.test/NS/shop/SA/till", &world.root),
+    ] {
+        let shown = root.leaf(named, |_| {});
+        let server = server_config_accepting(&ours, &trust, trusted()).unwrap();
+        let seen = handshake(gullible_client(&shown), server);
+        seen.server_end.unwrap();
+        let peer = peer_of(&seen.server).unwrap();
+        assert_eq!((&peer, peer.account()), (&id(named), None));
+        assert_eq!(dial(named, &shown), Ok(id(named)));
+        assert_wrong_identity(&dial(PEER, &shown).unwrap_err(), &[named, PEER]);
+    }
+    // Each domain by its own roots, whatever the path.
+    let stolen = world.root.leaf("spiffe://ally.test/billing/api", |_| {});
+    let server = server_config_accepting(&ours, &trust, trusted()).unwrap();
+    let end = handshake(gullible_client(&stolen), server).server_end.unwrap_err();
+    assert!(matches!(end, rustls::Error::InvalidCertificate(_)), "{end}");
 }
 
 #[test]

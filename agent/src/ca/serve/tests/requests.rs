@@ -49,6 +49,7 @@ async fn requests_that_are_wrong_are_refused_with_why() {
         ("no workload's", named("spiffe://mesh.test"), "is no SPIFFE ID"),
         ("dots", named("spiffe://mesh.test/ns/../sa/cart"), "is no SPIFFE ID"),
         ("more than a workload", named("spiffe://mesh.test/ns/shop/sa/cart/x"), "is no SPIFFE ID"),
+        ("no service account's", named("spiffe://mesh.test/billing/api"), "service account's path"),
         ("two lines", named("spiffe://mesh.test/ns/shop/sa/cart\nspiffe"), "is no SPIFFE ID"),
         ("oversized", named(&format!("spiffe://mesh.test/ns/shop/sa/{}", "x".repeat(30_000))), "bytes)"),
         ("for somebody else", with(csr(TILL)), ""),

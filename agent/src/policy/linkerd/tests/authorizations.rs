@@ -273,14 +273,22 @@ fn authentications_of_other_namespaces_are_named_with_them() {
 #[test]
 fn identities_in_every_spelling() {
     for (spec, admitted, refused) in [
-        ("{identities: ['*']}", "a.b spiffe://other/ns/x/sa/y", "plaintext"),
-        ("{identities: ['*.cluster.local']}", "a.b", "spiffe://other/ns/x/sa/y plaintext"),
+        ("{identities: ['*']}", "a.b spiffe://other/ns/x/sa/y spiffe://other/some/path", "plaintext"),
+        (
+            "{identities: ['*.cluster.local']}",
+            "a.b",
+            "spiffe://other/ns/x/sa/y spiffe://cluster.local/some/path plaintext",
+        ),
         (
             "{identities: ['spiffe://other/ns/x/sa/y']}",
             "spiffe://other/ns/x/sa/y",
             "y.x spiffe://other/ns/x/sa/z",
         ),
-        ("{identities: ['spiffe://other/some/path']}", "", "a.b spiffe://other/ns/x/sa/y"),
+        (
+            "{identities: ['spiffe://other/some/path']}",
+            "spiffe://other/some/path",
+            "a.b spiffe://other/ns/x/sa/y spiffe://other/some/path/x spiffe://another/some/path",
+        ),
         ("{identityRefs: [{kind: ServiceAccount, name: a}]}", "a.shop", "a.b plaintext"),
         (
             "{identityRefs: [{kind: ServiceAccount, name: a, namespace: b}, {kind: ServiceAccount, name: c}]}",
@@ -288,7 +296,11 @@ fn identities_in_every_spelling() {
             "c.b a.shop",
         ),
         ("{identityRefs: [{kind: ServiceAccount}]}", "a.shop z.shop", "a.b plaintext"),
-        ("{identityRefs: [{kind: ServiceAccount, namespace: b}]}", "a.b", "a.shop"),
+        (
+            "{identityRefs: [{kind: ServiceAccount, namespace: b}]}",
+            "a.b",
+            "a.shop spiffe://cluster.local/ns/b/sa/a/x spiffe://cluster.local/x/ns/b/sa/a spiffe://cluster.local/ns/b",
+        ),
         ("{identityRefs: [{kind: Namespace, name: b}]}", "a.b z.b", "a.bb a.shop spiffe://other/ns/b/sa/a"),
     ] {
         let mesh = mesh(&format!("{}{}", requiring("MeshTLSAuthentication"), mesh_tls("x", spec)));
