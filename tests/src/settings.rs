@@ -82,7 +82,7 @@ impl Settings {
         if let Some(controller) = self.controller {
             let _ = writeln!(t, "  issuer: controller\n  controller:");
             let _ = writeln!(t, "    address: https://{controller}\n    lifetime: {lifetime}s");
-            let _ = writeln!(t, "    alternativeHostName: {NAME}");
+            let _ = writeln!(t, "    alternativeHostNames: [{NAME}]");
             let _ = writeln!(t, "    rootCertificate: {dir}/{node}.papers/root-cert.pem");
             let _ = writeln!(t, "    state: {dir}/{node}.papers/controller-roots.json");
             let _ = writeln!(t, "    clientCertificate: {dir}/{node}.papers/node.pem");
@@ -90,7 +90,7 @@ impl Settings {
         } else if let Some(istiod) = self.istiod {
             let _ = writeln!(t, "  issuer: istio\n  istio:");
             let _ = writeln!(t, "    address: https://{istiod}\n    lifetime: {lifetime}s");
-            let _ = writeln!(t, "    alternativeHostName: {}", istiod::NAME);
+            let _ = writeln!(t, "    alternativeHostNames: [{}]", istiod::NAME);
             let _ = writeln!(t, "    rootCertificate: {dir}/{}/root-cert.pem", istiod::FOLDER);
             let _ = writeln!(t, "    tokenFile: {}", istiod::token_file(folder, node).display());
         } else {

@@ -79,15 +79,15 @@ impl Check {
 
     fn authorities(&mut self, certificates: &Certificates) {
         let (istio, controller) = (&certificates.istio, &certificates.controller);
-        let host = |name: &Option<String>| name.as_deref().map_or(Ok(()), certs::check_host_name);
+        let hosts = |names: &[String]| names.iter().try_for_each(|name| certs::check_host_name(name));
         let cluster = |id: &str| if id.is_empty() { Ok(()) } else { certs::check_cluster_id(id) };
         for (field, checked) in [
             ("certificates.istio.address", certs::check_address(&istio.address)),
-            ("certificates.istio.alternativeHostName", host(&istio.alternative_host_name)),
+            ("certificates.istio.alternativeHostNames", hosts(&istio.alternative_host_names)),
             ("certificates.istio.clusterId", certs::check_cluster_id(&istio.cluster_id)),
             ("certificates.istio.headers", certs::check_headers(&istio.headers)),
             ("certificates.controller.address", certs::check_address(&controller.address)),
-            ("certificates.controller.alternativeHostName", host(&controller.alternative_host_name)),
+            ("certificates.controller.alternativeHostNames", hosts(&controller.alternative_host_names)),
             ("certificates.controller.clusterId", cluster(&controller.cluster_id)),
         ] {
             if let Err(why) = checked {

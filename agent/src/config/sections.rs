@@ -216,8 +216,8 @@ pub struct Controller {
     /// Where the agent keeps the roots that it brought, by which it is known after a restart. Each agent of a
     /// machine needs a file of its own.
     pub state: PathBuf,
-    /// Another name that its server certificate may be for, instead of the address's.
-    pub alternative_host_name: Option<String>,
+    /// Other names that its server certificate may be for, instead of the address's.
+    pub alternative_host_names: Vec<String>,
     /// PEM file of the node's own certificate, as `underpass ca node` makes it. Read for each request, so
     /// it may be replaced.
     pub client_certificate: Option<PathBuf>,
@@ -241,7 +241,7 @@ impl Default for Controller {
             address: "https://underpass-controller.underpass-system.svc:15012".into(),
             root_certificate: "/etc/underpass/root-cert.pem".into(),
             state: "/var/lib/underpass/controller-roots.json".into(),
-            alternative_host_name: None,
+            alternative_host_names: Vec::new(),
             client_certificate: None,
             client_key: None,
             token_file: None,
@@ -263,8 +263,8 @@ pub struct Istio {
     /// PEM file of the roots that its server certificate is judged by. Read for each request, so it may
     /// be replaced.
     pub root_certificate: PathBuf,
-    /// Another name that its server certificate may be for, instead of the address's.
-    pub alternative_host_name: Option<String>,
+    /// Other names that its server certificate may be for, instead of the address's.
+    pub alternative_host_names: Vec<String>,
     /// The token of the agent's own service account. Read for each request, so it may be replaced.
     pub token_file: PathBuf,
     /// The cluster that is to judge the token, as the control plane names it.
@@ -286,7 +286,7 @@ impl Default for Istio {
             trust_domain: TrustDomain::default(),
             address: "https://istiod.istio-system.svc:15012".into(),
             root_certificate: "/var/run/secrets/istio/root-cert.pem".into(),
-            alternative_host_name: None,
+            alternative_host_names: Vec::new(),
             token_file: "/var/run/secrets/tokens/istio-token".into(),
             cluster_id: "Kubernetes".into(),
             cert_signer: None,

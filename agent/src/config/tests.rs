@@ -90,8 +90,16 @@ fn what_is_wrong_is_named_with_its_place() {
             "1:33: certificates.istio.address: must be written",
         ),
         (
-            "certificates: {istio: {alternativeHostName: ''}}",
-            "1:45: certificates.istio.alternativeHostName: must be a DNS name",
+            "certificates: {istio: {alternativeHostNames: ['']}}",
+            "1:46: certificates.istio.alternativeHostNames: must be a DNS name",
+        ),
+        (
+            "certificates: {controller: {alternativeHostNames: [ca.test, 'a b']}}",
+            "1:51: certificates.controller.alternativeHostNames: must be a DNS name",
+        ),
+        (
+            "certificates: {istio: {alternativeHostName: ca.test}}",
+            "1:24: certificates.istio.alternativeHostName: unknown field",
         ),
         (
             "certificates: {istio: {clusterId: ''}}",

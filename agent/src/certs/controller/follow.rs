@@ -359,7 +359,7 @@ mod tests {
                 address: "https://127.0.0.1:1".into(),
                 root_certificate: "/nowhere".into(),
                 trust: Default::default(),
-                alternative_host_name: None,
+                alternative_host_names: Vec::new(),
                 client: None,
                 token_file: Some("/nowhere".into()),
                 cluster_id: String::new(),

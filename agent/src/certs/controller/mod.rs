@@ -44,7 +44,7 @@ impl ControllerIssuer {
     /// an earlier agent kept in the file `state`, and nothing that is wrong with it is an error.
     ///
     /// # Errors
-    /// The address or the alternative host name is none, or there is nothing by which the node could prove
+    /// The address or an alternative host name is none, or there is nothing by which the node could prove
     /// itself.
     pub fn new(config: IstioConfig, state: PathBuf) -> Result<Self, String> {
         if config.client.is_none() && config.token_file.is_none() {

@@ -65,7 +65,7 @@ pub(in crate::certs) struct Known {
 pub(in crate::certs) struct Channels {
     endpoint: Endpoint,
     name: ServerName<'static>,
-    alternative: Option<ServerName<'static>>,
+    alternatives: Vec<ServerName<'static>>,
     roots: PathBuf,
     client: Option<ClientFiles>,
     followed: Option<watch::Receiver<Option<Followed>>>,
@@ -121,11 +121,12 @@ impl Channels {
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(Duration::from_secs(30))
             .keep_alive_timeout(Duration::from_secs(10));
-        let alternative = config.alternative_host_name.as_deref().map(host_name).transpose()?;
+        let alternatives = config.alternative_host_names.iter().map(|name| host_name(name));
+        let alternatives = alternatives.collect::<Result<_, _>>()?;
         Ok(Self {
             endpoint,
             name,
-            alternative,
+            alternatives,
             roots: config.root_certificate.clone(),
             client: config.client.clone(),
             followed,
@@ -256,7 +257,7 @@ impl Channels {
             .map_err(|e| self.unusable(e))?;
         let verifier = AuthorityVerifier {
             verifier,
-            alternative: self.alternative.clone(),
+            alternatives: self.alternatives.clone(),
             roots: parts.known.roots.clone(),
             revoked: parts.known.revoked.clone(),
         };

@@ -40,8 +40,8 @@ pub struct IstioConfig {
     pub root_certificate: PathBuf,
     /// Their revocation lists count for the server's certificate too; their roots do not.
     pub trust: TrustFiles,
-    /// Another name that the server's certificate may have instead of the address's.
-    pub alternative_host_name: Option<String>,
+    /// Other names that the server's certificate may have instead of the address's.
+    pub alternative_host_names: Vec<String>,
     /// The node's own certificate, shown in TLS; read for each call.
     pub client: Option<ClientFiles>,
     /// The agent's own token; read for each call, for it is replaced while the agent runs.
@@ -83,7 +83,7 @@ impl IstioIssuer {
     /// Reads and connects nothing yet: an authority that is down must not keep the agent from starting.
     ///
     /// # Errors
-    /// The address or the alternative host name is none.
+    /// The address or an alternative host name is none.
     pub fn new(config: IstioConfig) -> Result<Self, String> {
         Self::following(config, None)
     }

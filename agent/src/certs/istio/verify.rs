@@ -9,7 +9,7 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use crate::tls::{Crls, check_server_revocation};
 
-/// Takes a server whose certificate is for the name that was dialled, or for the alternative one, if nothing
+/// Takes a server whose certificate is for the name that was dialled, or for an alternative one, if nothing
 /// on the way to its root is revoked.
 ///
 /// `WebPkiServerVerifier` could look at lists itself, but takes the first of an issuer's *name*; see
@@ -18,7 +18,7 @@ use crate::tls::{Crls, check_server_revocation};
 pub(super) struct AuthorityVerifier {
     /// Without lists.
     pub(super) verifier: Arc<WebPkiServerVerifier>,
-    pub(super) alternative: Option<ServerName<'static>>,
+    pub(super) alternatives: Vec<ServerName<'static>>,
     /// Those that `verifier` has.
     pub(super) roots: Vec<CertificateDer<'static>>,
     pub(super) revoked: Crls,
@@ -34,15 +34,14 @@ impl ServerCertVerifier for AuthorityVerifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let verify = |name: &ServerName<'_>| self.verifier.verify_server_cert(leaf, above, name, ocsp, now);
-        let verified = match (verify(dialled), &self.alternative) {
-            (
-                Err(Error::InvalidCertificate(
-                    CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-                )),
-                Some(other),
-            ) => verify(other),
-            (verified, _) => verified,
-        }?;
+        let mut verified = verify(dialled);
+        for other in &self.alternatives {
+            if !matches!(&verified, Err(e) if is_of_another_name(e)) {
+                break;
+            }
+            verified = verify(other);
+        }
+        let verified = verified?;
         check_server_revocation(leaf, above, dialled, &self.roots, &self.revoked, now)?;
         Ok(verified)
     }
@@ -68,4 +67,9 @@ impl ServerCertVerifier for AuthorityVerifier {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.verifier.supported_verify_schemes()
     }
+}
+
+fn is_of_another_name(error: &Error) -> bool {
+    use CertificateError::{NotValidForName, NotValidForNameContext};
+    matches!(error, Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. }))
 }

@@ -405,15 +405,23 @@ async fn a_connection_to_an_authority_that_was_revoked_ends_without_a_call() {
 }
 
 #[tokio::test]
-async fn the_server_must_have_the_address_s_name_or_the_alternative_one() {
+async fn the_server_must_have_the_address_s_name_or_one_of_the_alternatives() {
     let place = Place::new();
     let name = SanType::DnsName("istiod.test".try_into().unwrap());
     let hierarchy = Hierarchy::new();
     place.write("root-cert.pem", &place.root.pem);
     let server = Server::start(&place.root, name, move |asked| answer(Ok(hierarchy.issue(&asked)))).await;
-    for (alternative, sound) in [(None, false), (Some("other.test"), false), (Some("istiod.test"), true)] {
-        let alternative_host_name = alternative.map(str::to_owned);
-        let config = IstioConfig { alternative_host_name, ..server.config(&place.scratch) };
+    let table: [(&[&str], bool); 6] = [
+        (&[], false),
+        (&["other.test"], false),
+        (&["other.test", "test", "istiod.test.other", "192.0.2.1"], false),
+        (&["istiod.test"], true),
+        (&["istiod.test", "other.test"], true),
+        (&["other.test", "192.0.2.1", "istiod.test"], true),
+    ];
+    for (alternative, sound) in table {
+        let alternative_host_names = alternative.iter().map(|name| (*name).to_owned()).collect();
+        let config = IstioConfig { alternative_host_names, ..server.config(&place.scratch) };
         let issued = IstioIssuer::new(config).unwrap().issue(&id(CART)).await;
         match issued {
             Ok(_) => assert!(sound, "{alternative:?}"),
@@ -425,7 +433,15 @@ async fn the_server_must_have_the_address_s_name_or_the_alternative_one() {
             }
         }
     }
-    assert_eq!(server.asked.lock().unwrap().len(), 1);
+    assert_eq!(server.asked.lock().unwrap().len(), 3);
+
+    // A name does not stand in for a root: every other fault of the certificate stays one.
+    place.write("root-cert.pem", &Authority::root().pem);
+    let alternative_host_names = vec!["other.test".to_owned(), "istiod.test".to_owned()];
+    let config = IstioConfig { alternative_host_names, ..server.config(&place.scratch) };
+    let error = IstioIssuer::new(config).unwrap().issue(&id(CART)).await.unwrap_err().to_string();
+    assert!(!error.contains("not valid for name"), "{error}");
+    assert_eq!(server.asked.lock().unwrap().len(), 3);
 }
 
 #[tokio::test]

@@ -127,7 +127,7 @@ pub(super) fn config(address: SocketAddr, dir: &Path) -> IstioConfig {
         address: format!("https://{address}"),
         root_certificate: dir.join("root-cert.pem"),
         trust: TrustFiles::default(),
-        alternative_host_name: None,
+        alternative_host_names: Vec::new(),
         client: None,
         token_file: Some(dir.join("token")),
         cluster_id: "east".into(),
