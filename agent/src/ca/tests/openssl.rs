@@ -42,6 +42,15 @@ fn judge(folder: &Path, pem: &[String]) {
         line.push("leaf");
         openssl(folder, &line);
     }
+    self_signed(folder, "roots", &["-purpose", "any"]);
+}
+
+/// Judges a self-signed certificate by itself, its own signature too.
+fn self_signed(folder: &Path, file: &str, arguments: &[&str]) {
+    let mut line = vec!["verify", "-x509_strict", "-check_ss_sig", "-policy_check"];
+    line.extend(arguments);
+    line.extend(["-CAfile", file, file]);
+    openssl(folder, &line);
 }
 
 #[test]
@@ -70,7 +79,12 @@ fn it_accepts_every_kind_of_certificate_that_we_issue() {
         pem.push(authority.state().borrow().roots_pem.clone());
         judge(scratch.path(), &pem);
     }
+    let (ca, root) = (offline.join("ca"), offline.join("root"));
+    self_signed(&root, ROOTS, &["-purpose", "any"]);
+    // An intermediate by itself, as somebody would look at what `underpass ca intermediate` has made.
+    openssl(&ca, &["verify", "-x509_strict", "-check_ss_sig", "-CAfile", ROOTS, CERTIFICATE]);
     let node = hierarchy::make_node("node-1", &offline.join("node"), SystemTime::now()).unwrap();
+    self_signed(&offline.join("node"), "node.pem", &["-purpose", "sslclient"]);
     openssl(&offline.join("node"), &["x509", "-in", "node.pem", "-noout", "-checkend", "0"]);
     let spki = openssl(&offline.join("node"), &["x509", "-in", "node.pem", "-noout", "-pubkey"]);
     fs::write(offline.join("spki"), spki).unwrap();

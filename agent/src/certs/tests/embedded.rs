@@ -143,4 +143,12 @@ fn openssl_accepts_it_under_x509_strict() {
         let said = [output.stdout, output.stderr].concat();
         assert!(output.status.success(), "{version}{purpose}: {}", String::from_utf8_lossy(&said));
     }
+    let root = &scratch.config().root_certificate;
+    let output = Command::new("openssl")
+        .args(["verify", "-x509_strict", "-check_ss_sig", "-CAfile"])
+        .args([root, root])
+        .output()
+        .unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    assert!(output.status.success(), "{version}root: {}", String::from_utf8_lossy(&said));
 }
