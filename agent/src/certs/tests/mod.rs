@@ -10,6 +10,7 @@ mod manager;
 mod paces;
 mod renewal;
 mod roots;
+mod slots;
 mod spire;
 mod spire_agent;
 mod support;
