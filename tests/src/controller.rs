@@ -133,6 +133,16 @@ impl Controller {
         Ok(this)
     }
 
+    /// The same with a configuration of one's own; only the admin socket is added to it.
+    pub fn start_with(topology: &Topology, node: &str, configuration: &str) -> Result<Self> {
+        let mut this =
+            Self { node: topology.node(node).clone(), dir: topology.dir().to_owned(), child: None };
+        let text = format!("{configuration}admin:\n  socket: {}\n", this.socket().display());
+        fs::write(this.config(), text).context("writing the controller's configuration")?;
+        this.run()?;
+        Ok(this)
+    }
+
     fn configure(&self, authority: &Authority, more: &str) -> Result<()> {
         let mut t = String::new();
         let _ = writeln!(t, "listen: \"[::]:{PORT}\"");
