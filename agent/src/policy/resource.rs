@@ -37,6 +37,9 @@ pub enum Kind {
     /// The default stance of the mesh or of a namespace.
     #[serde(rename = "stance.underpass.io")]
     Stance,
+    /// How far policy is enforced while a mesh moves in.
+    #[serde(rename = "Enforcement.underpass.io")]
+    Enforcement,
 }
 
 impl Kind {
@@ -56,6 +59,7 @@ impl Kind {
             Self::GrpcRoute => "GRPCRoute.gateway.networking.k8s.io",
             Self::LinkerdDefault => "default-inbound-policy.linkerd.io",
             Self::Stance => "stance.underpass.io",
+            Self::Enforcement => "Enforcement.underpass.io",
         }
     }
 }

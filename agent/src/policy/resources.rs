@@ -1,9 +1,10 @@
-//! Every policy resource of the mesh, of both dialects.
+//! Every policy resource of the mesh, of both dialects and our own.
 
 use std::sync::Arc;
 
 use super::istio::Istio;
 use super::linkerd::Linkerd;
+use super::own::Own;
 use super::{Defect, Object, Settings};
 
 /// Immutable: a change of any of them makes a new one.
@@ -11,6 +12,7 @@ use super::{Defect, Object, Settings};
 pub struct Resources {
     pub istio: Istio,
     pub linkerd: Linkerd,
+    pub own: Own,
     pub settings: Settings,
     /// As they were given, for those who look at what is written.
     pub objects: Vec<Arc<Object>>,
@@ -21,11 +23,12 @@ impl Resources {
     pub fn new(objects: &[Arc<Object>], settings: Settings) -> Self {
         let istio = Istio::new(objects.iter().map(|object| &**object), &settings);
         let linkerd = Linkerd::new(objects, &settings);
-        Self { istio, linkerd, settings, objects: objects.to_vec() }
+        let own = Own::new(objects.iter().map(|object| &**object), &settings);
+        Self { istio, linkerd, own, settings, objects: objects.to_vec() }
     }
 
     /// What could not be taken as it stands.
     pub fn defects(&self) -> impl Iterator<Item = &Defect> {
-        self.istio.defects().iter().chain(self.linkerd.defects())
+        self.istio.defects().iter().chain(self.linkerd.defects()).chain(self.own.defects())
     }
 }

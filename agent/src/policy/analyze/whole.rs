@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::super::{Defect, DefectKind, Kind, Object, Subject, istio, linkerd};
+use super::super::{Defect, DefectKind, Kind, Object, Subject, istio, linkerd, own};
 use super::world::{World, is_policy, name, some};
 use super::{Findings, Named, codes};
 use crate::model::MtlsMode;
@@ -65,6 +65,7 @@ fn kinds(world: &World<'_>, found: &mut Findings) {
                         | "NetworkAuthentication"
                         | "HTTPRoute"
                 )
+                | (own::GROUP, "Enforcement")
         );
         if !ours {
             let message = format!("nothing is done with a {} of {}", object.kind, object.group);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::super::object::LabelSelector;
-use super::super::{Object, Policy, PolicySet, Resources, Settings, Subject, istio, linkerd};
+use super::super::{Object, Policy, PolicySet, Resources, Settings, Subject, istio, linkerd, own};
 use crate::model::{TrustDomain, Workload};
 
 pub(super) struct World<'a> {
@@ -86,7 +86,7 @@ impl<'a> World<'a> {
 
 /// Whether somebody writes it to say who may talk to whom.
 pub(super) fn is_policy(object: &Object) -> bool {
-    matches!(&*object.group, istio::GROUP | linkerd::GROUP)
+    matches!(&*object.group, istio::GROUP | linkerd::GROUP | own::GROUP)
 }
 
 /// Whether pods say which ports they have, and this is none of them. Nothing is known of the ports of a pod that

@@ -10,7 +10,6 @@ mod defaults;
 mod explain;
 mod inbound;
 mod matching;
-mod read;
 mod route;
 mod server;
 
@@ -18,6 +17,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::object::Object;
+use super::read::{self, Faults};
 use super::resource::{Defect, DefectKind, Kind, ResourceRef};
 use super::set::Subject;
 use super::settings::{InboundDefault, Settings};
@@ -29,7 +29,6 @@ pub use server::Protocol;
 
 use clients::{Authentications, Servers, Target};
 use defaults::{Defaults, with_identity};
-use read::Faults;
 use route::RouteSpec;
 use server::{Server, Taken};
 

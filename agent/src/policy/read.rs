@@ -7,8 +7,8 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use serde_json::{Map, Value};
 
-use super::super::object::{LabelOperator, LabelRequirement, LabelSelector};
-use super::super::resource::{Defect, DefectKind, ResourceRef};
+use super::object::{LabelOperator, LabelRequirement, LabelSelector};
+use super::resource::{Defect, DefectKind, ResourceRef};
 
 /// What is wrong with one resource.
 pub(super) struct Faults {
