@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::analyze::AnalyzeArgs;
 use super::ca::CaCommand;
+use super::migrate::MigrateCommand;
 use super::why::WhyArgs;
 use crate::admin::DEFAULT_SOCKET;
 use crate::config::{Config, Environment};
@@ -15,7 +16,7 @@ pub(super) const EXIT_FAILED: u8 = 1;
 // 2 is clap's, for a wrong command line.
 pub(super) const EXIT_NO_AGENT: u8 = 3;
 pub(super) const EXIT_NO: u8 = 4;
-/// Of `why` alone, which has no other 3.
+/// Of `why` and `migrate`, which have no other 3.
 pub(super) const EXIT_DENIED: u8 = 3;
 
 const EXIT_CODES: &str = "\
@@ -64,6 +65,11 @@ pub(super) enum Command {
     Why(Box<WhyArgs>),
     /// Say what is amiss in the policies of a mesh, and what they leave open
     Analyze(Box<AnalyzeArgs>),
+    /// Move workloads into the mesh: who would be refused
+    Migrate {
+        #[command(subcommand)]
+        command: MigrateCommand,
+    },
     /// List the connections that the agent carries now
     Connections(Query),
     /// Show or change what the running agent logs

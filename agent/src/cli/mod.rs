@@ -10,6 +10,7 @@ mod check;
 mod client;
 mod controller;
 mod files;
+mod migrate;
 mod output;
 mod show;
 mod status;
@@ -71,6 +72,7 @@ fn run(command: Command) -> anyhow::Result<Answer> {
         Command::Mesh { command: MeshCommand::Check { file } } => files::check_mesh(&file),
         Command::Why(args) => why::run(&args),
         Command::Analyze(args) => analyze::run(&args),
+        Command::Migrate { command } => migrate::run(&command),
         Command::Version => output::print(&format!("underpass {}\n", args::VERSION)),
     }
 }
