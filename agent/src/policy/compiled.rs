@@ -95,6 +95,28 @@ impl Compiled {
         self.audit.all(&self.peer(conn, request)).into_iter().chain(linkerd).collect()
     }
 
+    /// [`Compiled::dry_run`] about a connection of which nothing was read yet.
+    pub fn dry_run_on_connection(&self, conn: &Conn) -> Option<Connection> {
+        self.would.as_ref().map(|would| would.on_connection(conn))
+    }
+
+    /// [`Compiled::audited`], as far as it holds whatever is requested.
+    pub fn audited_on_connection(&self, conn: &Conn) -> Vec<By> {
+        let port = conn.destination_port;
+        let linkerd = self.linkerd.as_ref().filter(|linkerd| !linkerd.audits_requests(port));
+        let linkerd = linkerd.and_then(|linkerd| linkerd.audited(conn, None));
+        self.audit.all(&self.peer(conn, None)).into_iter().chain(linkerd).collect()
+    }
+
+    /// Whether what decides nothing (dry-run policies, audits) depends on what is requested.
+    pub fn advises_on_requests(&self, conn: &Conn) -> bool {
+        let port = conn.destination_port;
+        self.needs_http(port)
+            && (self.dry_run_on_connection(conn) == Some(Connection::PerRequest)
+                || self.audit.looks_at_requests(port) && self.audit.depends(&self.peer(conn, None))
+                || self.linkerd.as_ref().is_some_and(|linkerd| linkerd.audits_requests(port)))
+    }
+
     /// Whether some policy looks at requests to this port, be it one that decides nothing.
     pub fn needs_http(&self, port: u16) -> bool {
         [&self.deny, &self.allow, &self.audit].iter().any(|rules| rules.looks_at_requests(port))

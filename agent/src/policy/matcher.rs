@@ -48,7 +48,6 @@ impl Matcher {
         &self.name
     }
 
-    #[allow(dead_code, reason = "for lists that are too short to be indexed")]
     pub(super) fn judge(&self, peer: &Peer<'_>) -> Tri {
         Tri::any(self.groups.iter().map(|group| group.judge(peer)))
     }

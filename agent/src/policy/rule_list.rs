@@ -95,6 +95,12 @@ impl RuleList {
         self.policies.iter().filter_map(first).collect()
     }
 
+    /// Whether one of them depends on the request, be others certain.
+    pub(super) fn depends(&self, peer: &Peer<'_>) -> bool {
+        let depends = |policy: &Arc<Matcher>| policy.judge(peer) == Tri::Depends;
+        self.of_connection.is_some() && self.policies.iter().any(depends)
+    }
+
     /// Which group it is that was found.
     pub(super) fn by(&self, at: u32) -> Option<By> {
         let (policy, rule) = *self.places.get(usize::try_from(at).ok()?)?;

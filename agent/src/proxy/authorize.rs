@@ -1,6 +1,7 @@
 //! Only here is a [`Permit`] made, and nothing is delivered without one. A permit can be taken back:
 //! when a policy changes, every live connection of the pod is judged again. Where it depends on what is
-//! requested, the permit is for requests only, each of which is judged by itself.
+//! requested, the permit is for requests only, each of which is judged by itself; where only what decides
+//! nothing does, everything may pass and requests are told of.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,7 +14,7 @@ use crate::lifecycle::Stop;
 use crate::model::{Cause, ConnectionId, LocalPod, Workload};
 use crate::pods::denial;
 use crate::policy::{By, Compiled, Conn, Connection, PathNormalization, Request, Subject, Verdict, Why};
-use crate::proxy::http::{Judge, Ruling};
+use crate::proxy::http::{Advice, Judge, Ruling};
 use crate::telemetry::{Denial, Record, Teller};
 
 /// Judges connections to one pod.
@@ -77,23 +78,29 @@ impl Authorizer {
         let stop = cut.child();
         // Judged and listed in one: a policy that changes meanwhile is seen by the review.
         let mut live = self.live();
-        let (policy, per_request) = self.judge(&conn)?;
+        let Standing { policy, per_request, advises } = self.judge(&conn)?;
         live.insert(id, Live { conn: conn.clone(), stop: stop.clone(), per_request, record: None });
         drop(live);
         let authorizer = Arc::clone(self);
-        let requests: Option<Arc<dyn Judge>> =
-            if per_request { Some(Arc::new(Requests { authorizer: Arc::clone(self), conn })) } else { None };
+        let judge = || -> Arc<dyn Judge> {
+            Arc::new(Requests { authorizer: Arc::clone(self), conn, binding: per_request })
+        };
+        let requests = (per_request || advises).then(judge);
         Ok(Permit { id, authorizer, stop, policy, requests })
     }
 
-    /// Tells what decides nothing: the answer with the policies that only run dry, and which ask for a trace.
+    /// Tells what decides nothing, as far as it holds whatever is requested: the answer with the policies that
+    /// only run dry, and which ask for a trace.
     pub fn note(&self, conn: &Conn, record: &Record) {
         let snapshot = Arc::clone(&self.snapshots.borrow());
         let policy = snapshot.inbound_policy(&self.pod);
-        if let Some(would) = policy.dry_run(conn, None) {
-            record.set_dry_run(would.to_string(), would.is_allow());
+        match policy.dry_run_on_connection(conn) {
+            Some(Connection::Allow(would) | Connection::Deny(would)) => {
+                record.set_dry_run(would.to_string(), would.is_allow());
+            }
+            Some(Connection::PerRequest) | None => {}
         }
-        let audited = policy.audited(conn, None);
+        let audited = policy.audited_on_connection(conn);
         if !audited.is_empty() {
             let named = |by: &By| (by.resource.to_string().into(), by.rule);
             record.set_audit(&audited.iter().map(named).collect::<Vec<_>>());
@@ -130,15 +137,16 @@ impl Authorizer {
         }
     }
 
-    /// Who allows the connection, and whether only its requests can tell.
-    fn judge(&self, conn: &Conn) -> Result<(Option<Arc<str>>, bool), Denied> {
+    fn judge(&self, conn: &Conn) -> Result<Standing, Denied> {
         let name = |by: &By| by.resource.to_string().into();
         let snapshot = Arc::clone(&self.snapshots.borrow());
-        match snapshot.inbound_policy(&self.pod).on_connection(conn) {
-            Connection::PerRequest => Ok((None, true)),
-            Connection::Allow(verdict) => Ok((verdict.by().map(name), false)),
-            Connection::Deny(verdict) => Err(Denied::of(&verdict)),
-        }
+        let compiled = snapshot.inbound_policy(&self.pod);
+        let (policy, per_request) = match compiled.on_connection(conn) {
+            Connection::PerRequest => (None, true),
+            Connection::Allow(verdict) => (verdict.by().map(name), false),
+            Connection::Deny(verdict) => return Err(Denied::of(&verdict)),
+        };
+        Ok(Standing { policy, per_request, advises: compiled.advises_on_requests(conn) })
     }
 
     /// What live connections are judged by. A pod that leaves the mesh, or is described otherwise from now
@@ -159,6 +167,16 @@ impl Authorizer {
     fn live(&self) -> MutexGuard<'_, HashMap<ConnectionId, Live>> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What policy says of a connection that it does not refuse.
+struct Standing {
+    /// Who allows it, where somebody has to.
+    policy: Option<Arc<str>>,
+    /// Only its requests can tell.
+    per_request: bool,
+    /// They can tell more, which decides nothing.
+    advises: bool,
 }
 
 impl Last {
@@ -191,7 +209,8 @@ impl Permit {
         }
     }
 
-    /// Judges its requests, where policy depends on them: only what is allowed may be delivered then.
+    /// Judges its requests, where policy depends on them: only what is allowed may be delivered then, unless
+    /// the judge is not binding.
     pub fn requests(&self) -> Option<&Arc<dyn Judge>> {
         self.requests.as_ref()
     }
@@ -212,9 +231,26 @@ impl Drop for Permit {
 struct Requests {
     authorizer: Arc<Authorizer>,
     conn: Conn,
+    binding: bool,
 }
 
 impl Judge for Requests {
+    fn binding(&self) -> bool {
+        self.binding
+    }
+
+    fn advise(&self, request: Option<&Request<'_>>) -> Advice {
+        let policy = self.authorizer.standing();
+        // What holds for the whole connection was told when it began.
+        if !policy.advises_on_requests(&self.conn) {
+            return Advice::default();
+        }
+        let told = policy.audited_on_connection(&self.conn);
+        let mut audited = policy.audited(&self.conn, request);
+        audited.retain(|by| !told.contains(by));
+        Advice { would: policy.dry_run(&self.conn, request), audited }
+    }
+
     fn judge(&self, request: &Request<'_>) -> Ruling {
         match self.authorizer.standing().evaluate(&self.conn, Some(request)) {
             Verdict::Allow { by } => Ruling::Allow { by: by.into_iter().next() },
@@ -409,5 +445,69 @@ policies: [{policies}]
         tokio::task::yield_now().await;
         publish_with(&store, "", admin(Action::Deny));
         assert_eq!(permit.stop().ended().await, Cause::PolicyRevoked);
+    }
+
+    fn advice(permit: &Permit, path: Option<&str>) -> (Option<bool>, usize) {
+        let headers = http::HeaderMap::new();
+        let request =
+            path.map(|path| Request { method: "GET", host: "shop", path, query: None, headers: &headers });
+        let advice = permit.requests().expect("it depends on requests").advise(request.as_ref());
+        (advice.would.map(|would| would.is_allow()), advice.audited.len())
+    }
+
+    #[tokio::test]
+    async fn what_decides_nothing_asks_for_requests_and_binds_nobody() {
+        let store = Store::new();
+        publish_with(&store, "", Policy { dry_run: true, ..admin(Action::Deny) });
+        let authorizer = authorizer(&store);
+        let cut = Stop::default();
+        tokio::spawn(Arc::clone(&authorizer).review(CancellationToken::new()));
+        let permit = authorizer.authorize(ConnectionId(1), conn("good"), &cut).expect("nothing is refused");
+        assert!(permit.requests().is_some_and(|judge| !judge.binding()));
+        assert!(ruling(&permit, "/admin"), "it decides nothing");
+        assert_eq!(advice(&permit, Some("/admin")), (Some(false), 0));
+        assert_eq!(advice(&permit, Some("/")), (Some(true), 0));
+        assert_eq!(advice(&permit, None), (Some(false), 0), "what is not HTTP");
+
+        publish_with(&store, "", admin(Action::Audit));
+        assert_eq!(advice(&permit, Some("/admin")), (None, 1));
+        assert_eq!(advice(&permit, Some("/")), (None, 0));
+        let other = authorizer.authorize(ConnectionId(2), conn("good"), &cut).expect("nothing is refused");
+        assert!(other.requests().is_some_and(|judge| !judge.binding()));
+
+        // In force, it ends what has passed as bytes, and binds what comes.
+        tokio::task::yield_now().await;
+        publish_with(&store, "", admin(Action::Deny));
+        assert_eq!(permit.stop().ended().await, Cause::PolicyRevoked);
+        let bound = authorizer.authorize(ConnectionId(3), conn("good"), &cut).expect("it may ask");
+        assert!(bound.requests().is_some_and(|judge| judge.binding()));
+    }
+
+    #[tokio::test]
+    async fn what_decides_nothing_whatever_is_requested_needs_no_requests() {
+        let whole = |action, dry_run| Policy {
+            groups: vec![Group { rules: Vec::new(), never: None }],
+            dry_run,
+            ..admin(action)
+        };
+        let other_port = |action| {
+            let mut policy = admin(action);
+            policy.groups[0].rules[0].matches[0].destination_ports = vec![81];
+            policy
+        };
+        let store = Store::new();
+        for policy in [
+            whole(Action::Deny, true),
+            whole(Action::Audit, false),
+            other_port(Action::Audit),
+            Policy { dry_run: true, ..other_port(Action::Deny) },
+        ] {
+            publish_with(&store, "", policy);
+            let authorizer = authorizer(&store);
+            let cut = Stop::default();
+            let permit =
+                authorizer.authorize(ConnectionId(1), conn("good"), &cut).expect("nothing is refused");
+            assert!(permit.requests().is_none());
+        }
     }
 }

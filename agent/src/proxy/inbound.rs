@@ -244,10 +244,16 @@ async fn connection(
         Err(e) => return End::refused(upstream, Cause::ClientReset, e.to_string()),
     };
     record.established();
-    let Some(judge) = permit.requests() else {
-        return deliver::copy(upstream, tunnel, Direction::Inbound, record.counts(), permit.stop())
-            .await
-            .into();
+    let judge = match permit.requests() {
+        Some(judge) if judge.binding() => judge,
+        advised => {
+            let mut heard = Heard::of(pod, advised);
+            let (counts, stop) = (record.counts(), permit.stop());
+            let watch = heard.as_mut().map(Heard::watch);
+            let ended = deliver::copy(upstream, tunnel, Direction::Inbound, counts, stop, watch).await;
+            heard.into_iter().for_each(|heard| heard.tell(record));
+            return ended.into();
+        }
     };
     let client = http::Tunnelled::new(tunnel, permit.stop().clone());
     judged_requests(pod, client, upstream, judge, record, permit.stop()).await
@@ -263,15 +269,41 @@ pub(super) async fn judged_requests(
     stop: &Stop,
 ) -> End {
     let tally = Arc::new(http::Tally::new(pod.node.telemetry.clone()));
-    let service =
-        http::Service { judge: Arc::clone(judge), observer: tally.clone(), limits: http::Limits::default() };
+    let service = service(judge, &tally);
     let application = http::Socket::new(application);
     // Boxed, as in `while_wanted`.
     let outcome = Box::pin(http::serve(client, application, service, record.counts(), stop)).await;
-    if let Some(policy) = tally.policy() {
-        record.set_policy(policy);
-    }
+    tally.tell(record);
     End { cause: outcome.cause, detail: outcome.detail.or_else(|| tally.told()) }
+}
+
+fn service(judge: &Arc<dyn http::Judge>, tally: &Arc<http::Tally>) -> http::Service {
+    http::Service { judge: Arc::clone(judge), observer: tally.clone(), limits: http::Limits::default() }
+}
+
+/// What is heard of the requests of a connection, where nothing that decides depends on them.
+pub(super) struct Heard {
+    // Boxed, as connections are many and few are listened to.
+    tap: Box<http::Tap>,
+    tally: Arc<http::Tally>,
+}
+
+impl Heard {
+    /// None where nobody wants to know.
+    pub(super) fn of(pod: &PodProxy, judge: Option<&Arc<dyn http::Judge>>) -> Option<Self> {
+        let tally = Arc::new(http::Tally::new(pod.node.telemetry.clone()));
+        let tap = Box::new(http::Tap::new(service(judge?, &tally)));
+        Some(Self { tap, tally })
+    }
+
+    pub(super) fn watch(&mut self) -> &mut (dyn deliver::Watch + 'static) {
+        &mut *self.tap
+    }
+
+    pub(super) fn tell(mut self, record: &Record) {
+        self.tap.finish();
+        self.tally.tell(record);
+    }
 }
 
 fn reject(respond: Respond, status: StatusCode, cause: Cause, why: String) -> End {

@@ -96,7 +96,7 @@ async fn through_tunnel(
     // The pool hands out only tunnels whose peer proved one of the expected identities.
     record.set_mtls(true);
     record.established();
-    deliver::copy(stream, tunnel, Direction::Outbound, record.counts(), &stop).await.into()
+    deliver::copy(stream, tunnel, Direction::Outbound, record.counts(), &stop, None).await.into()
 }
 
 async fn open(
@@ -177,7 +177,7 @@ async fn passed_on(pod: &PodProxy, stream: TcpStream, record: &Record, to: Socke
         Err((cause, why)) => return End::refused(stream, cause, why),
     };
     record.established();
-    deliver::copy_tcp(stream, upstream, record.counts(), &stop).await.into()
+    deliver::copy_tcp(stream, upstream, record.counts(), &stop, None).await.into()
 }
 
 /// Tells the kernel that this address is not the mesh's. An address that the application put on an

@@ -9,7 +9,7 @@ use super::capture::{self, Captured};
 use super::deliver;
 use super::end::{End, while_wanted};
 use super::http;
-use super::inbound::judged_requests;
+use super::inbound::{Heard, judged_requests};
 use super::node::PodProxy;
 use super::outbound::dial_cause;
 use crate::model::{AppAddr, Cause};
@@ -63,9 +63,15 @@ async fn judged(
     record.established();
     pod.node.telemetry.plaintext_admitted();
     match permit.requests() {
-        None => deliver::copy_tcp(stream, upstream, record.counts(), permit.stop()).await.into(),
-        Some(judge) => {
+        Some(judge) if judge.binding() => {
             judged_requests(pod, http::Socket::new(stream), upstream, judge, record, permit.stop()).await
+        }
+        advised => {
+            let mut heard = Heard::of(pod, advised);
+            let watch = heard.as_mut().map(Heard::watch);
+            let ended = deliver::copy_tcp(stream, upstream, record.counts(), permit.stop(), watch).await;
+            heard.into_iter().for_each(|heard| heard.tell(record));
+            ended.into()
         }
     }
 }

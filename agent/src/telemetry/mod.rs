@@ -136,6 +136,16 @@ impl Telemetry {
         self.inner.metrics.own.request_denied(cause);
     }
 
+    /// What would have become of a request if the policies that only run dry were in force.
+    pub fn request_dry_run(&self, would_allow: bool) {
+        self.inner.metrics.policy.dry_run_request(would_allow);
+    }
+
+    /// A request that an AUDIT policy matches.
+    pub fn request_audited(&self, policy: &Arc<str>) {
+        self.inner.metrics.policy.audited_request(policy);
+    }
+
     /// As [`Self::refused`], where a line in the access log would have been due but there were too many.
     pub fn unlogged(&self, direction: Direction, cause: Cause) {
         self.inner.metrics.own.unlogged(direction, cause);

@@ -144,12 +144,14 @@ impl Record {
         for (policy, _) in matching {
             self.telemetry.inner.metrics.policy.audited(policy);
         }
-        let told = matching.iter().map(|(policy, rule)| match rule {
-            Some(rule) => format!("{policy}#{rule}"),
-            None => policy.to_string(),
-        });
-        let told: Vec<String> = told.collect();
-        lock(&self.live.facts).audit = (!told.is_empty()).then(|| told.join(" "));
+        lock(&self.live.facts).add_audit(matching);
+    }
+
+    /// As [`Self::set_dry_run`] and [`Self::set_audit`], of requests, which are counted one by one.
+    pub fn set_advice_on_requests(&self, would: Option<String>, matching: &[(Arc<str>, Option<u32>)]) {
+        let mut facts = lock(&self.live.facts);
+        facts.dry_run = would.or(facts.dry_run.take());
+        facts.add_audit(matching);
     }
 
     /// Policy refuses the connection, or ends it.
@@ -252,6 +254,23 @@ struct Facts {
     /// What of `counts` has been added to the series.
     added_sent: u64,
     added_received: u64,
+}
+
+impl Facts {
+    fn add_audit(&mut self, matching: &[(Arc<str>, Option<u32>)]) {
+        let mut audit = self.audit.take().unwrap_or_default();
+        for (policy, rule) in matching {
+            let told = match rule {
+                Some(rule) => format!("{policy}#{rule}"),
+                None => policy.to_string(),
+            };
+            if audit.split(' ').all(|one| one != told) {
+                audit.push_str(if audit.is_empty() { "" } else { " " });
+                audit.push_str(&told);
+            }
+        }
+        self.audit = (!audit.is_empty()).then_some(audit);
+    }
 }
 
 impl Live {

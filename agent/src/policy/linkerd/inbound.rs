@@ -36,6 +36,11 @@ impl Inbound {
         let policy = port.map_or(&self.other, |port| self.on_port(port));
         policy.otherwise == Otherwise::Audit
     }
+
+    /// Whether requests to the port are, one by one.
+    pub fn audits_requests(&self, port: u16) -> bool {
+        self.audits(Some(port)) && self.on_port(port).looks_at_requests()
+    }
 }
 
 /// What holds on a port.

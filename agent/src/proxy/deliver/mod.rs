@@ -16,6 +16,15 @@ pub use plain::copy_tcp;
 pub use tcp::{arm_reset, broken, disarm_reset, reset};
 pub use tunnelled::{REVOKED, copy};
 
+/// Reads what a client says on its way to the server. Nothing waits for it.
+pub trait Watch: Send {
+    /// What comes next.
+    fn bytes(&mut self, bytes: &[u8]);
+}
+
+/// Who watches, if anybody.
+pub type Watched<'a> = Option<&'a mut (dyn Watch + 'static)>;
+
 /// How long bytes that came before a reset may take to reach a reader who is slow, before the reset does.
 const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(1);
 

@@ -6,28 +6,36 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
+use bytes::Bytes;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::LAST_WORDS;
 use super::backlog::Backlog;
 use super::outcome::Outcome;
 use super::source::Source;
 use super::tcp::{arm_reset, disarm_reset, send_fin, socket_error};
+use super::{LAST_WORDS, Watched};
 use crate::lifecycle::Stop;
 use crate::model::Cause;
 use crate::telemetry::Counts;
 
-/// Carries bytes both ways until both ways are over. Bytes count when the kernel took them.
+/// Carries bytes both ways until both ways are over; `watch` sees the client's. Bytes count when the kernel
+/// took them.
 ///
 /// Dropped before its end, it resets both.
-pub async fn copy_tcp(client: TcpStream, server: TcpStream, counts: &Counts, stop: &Stop) -> Outcome {
+pub async fn copy_tcp(
+    client: TcpStream,
+    server: TcpStream,
+    counts: &Counts,
+    stop: &Stop,
+    watch: Watched<'_>,
+) -> Outcome {
     let ends = [&client, &server];
     ends.into_iter().for_each(arm_reset);
     let mut relay = Relay {
-        sent: Way::new(&client, &server, &counts.sent),
-        received: Way::new(&server, &client, &counts.received),
+        sent: Way::new(&client, &server, &counts.sent, watch),
+        received: Way::new(&server, &client, &counts.received, None),
     };
     let stopped = relay.run(stop).await;
     match stopped {
@@ -104,6 +112,7 @@ struct Way<'a> {
     backlog: Backlog,
     is_open: bool,
     count: &'a AtomicU64,
+    watch: Watched<'a>,
 }
 
 enum Broken {
@@ -112,8 +121,15 @@ enum Broken {
 }
 
 impl<'a> Way<'a> {
-    fn new(from: &'a TcpStream, to: &'a TcpStream, count: &'a AtomicU64) -> Self {
-        Self { from, to, source: Source::default(), backlog: Backlog::default(), is_open: true, count }
+    fn new(from: &'a TcpStream, to: &'a TcpStream, count: &'a AtomicU64, watch: Watched<'a>) -> Self {
+        Self { from, to, source: Source::default(), backlog: Backlog::default(), is_open: true, count, watch }
+    }
+
+    fn take(&mut self, bytes: Bytes) {
+        if let Some(watch) = &mut self.watch {
+            watch.bytes(&bytes);
+        }
+        self.backlog.push(bytes);
     }
 
     fn is_reading(&self) -> bool {
@@ -129,7 +145,7 @@ impl<'a> Way<'a> {
             match self.source.poll_next(self.from, cx) {
                 Poll::Pending => return Ok(()),
                 Poll::Ready(Err(e)) => return Err(Broken::From(e)),
-                Poll::Ready(Ok(Some(bytes))) => self.backlog.push(bytes),
+                Poll::Ready(Ok(Some(bytes))) => self.take(bytes),
                 Poll::Ready(Ok(None)) => {
                     send_fin(self.to).map_err(Broken::To)?;
                     self.is_open = false;
@@ -163,7 +179,7 @@ impl<'a> Way<'a> {
                     Err(_) => return Poll::Ready(()),
                 }
                 match self.source.poll_next(self.from, cx) {
-                    Poll::Ready(Ok(Some(bytes))) => self.backlog.push(bytes),
+                    Poll::Ready(Ok(Some(bytes))) => self.take(bytes),
                     _ => return Poll::Ready(()),
                 }
             }

@@ -11,11 +11,11 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::LAST_WORDS;
 use super::backlog::Backlog;
 use super::outcome::{Ends, Outcome};
 use super::source::Source;
 use super::tcp::{arm_reset, disarm_reset, send_fin, socket_error};
+use super::{LAST_WORDS, Watched};
 use crate::lifecycle::Stop;
 use crate::model::{Cause, Direction};
 use crate::proxy::tunnel::{Reason, StreamError, TunnelStream};
@@ -23,7 +23,7 @@ use crate::telemetry::Counts;
 
 /// Carries bytes both ways until both ways are over. `direction` says whose socket `tcp` is: the client's
 /// at the outbound end, the server's at the inbound end. Bytes count when the next one took them: the
-/// tunnel, or the kernel.
+/// tunnel, or the kernel. `watch` sees what comes through the tunnel.
 ///
 /// Dropped before its end, it resets both.
 pub async fn copy(
@@ -32,6 +32,7 @@ pub async fn copy(
     direction: Direction,
     counts: &Counts,
     stop: &Stop,
+    watch: Watched<'_>,
 ) -> Outcome {
     let (up_count, down_count) = match direction {
         Direction::Outbound => (&counts.sent, &counts.received),
@@ -42,7 +43,7 @@ pub async fn copy(
         tcp: &tcp,
         stream,
         up: Up { source: Source::default(), is_open: true, count: up_count },
-        down: Down { backlog: Backlog::default(), state: Receiving::Open, count: down_count },
+        down: Down { backlog: Backlog::default(), state: Receiving::Open, count: down_count, watch },
         reset_reason: Some(Reason::INTERNAL_ERROR),
     };
     match relay.run(stop).await {
@@ -74,6 +75,7 @@ struct Down<'a> {
     backlog: Backlog,
     state: Receiving,
     count: &'a AtomicU64,
+    watch: Watched<'a>,
 }
 
 #[derive(PartialEq)]
@@ -190,7 +192,12 @@ impl Relay<'_> {
         while self.down.state == Receiving::Open {
             match self.stream.poll_data(cx) {
                 Poll::Pending => break,
-                Poll::Ready(Some(Ok(bytes))) => self.down.backlog.push(bytes),
+                Poll::Ready(Some(Ok(bytes))) => {
+                    if let Some(watch) = &mut self.down.watch {
+                        watch.bytes(&bytes);
+                    }
+                    self.down.backlog.push(bytes);
+                }
                 Poll::Ready(Some(Err(e))) => return Err(Stopped::Far(e)),
                 Poll::Ready(None) => self.down.state = Receiving::Ended,
             }

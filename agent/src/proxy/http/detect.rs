@@ -50,7 +50,7 @@ pub(super) async fn detect(
 }
 
 /// `None` while it can still be both something and nothing.
-fn version(bytes: &[u8]) -> Option<Result<Version, NotHttp>> {
+pub(super) fn version(bytes: &[u8]) -> Option<Result<Version, NotHttp>> {
     if bytes.starts_with(PREFACE) {
         return Some(Ok(Version::Http2));
     }
@@ -73,8 +73,8 @@ fn version(bytes: &[u8]) -> Option<Result<Version, NotHttp>> {
     }
 }
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-const MAX_LINE: usize = 16 * 1024;
+pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub(super) const MAX_LINE: usize = 16 * 1024;
 const MAX_METHOD: usize = 64;
 const MAX_EMPTY: usize = 8;
 

@@ -12,15 +12,17 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 use tokio::sync::watch;
 
 use super::body::Answer;
-use super::judge::Seen;
-use super::{Judge, Limits, Observer, Ruling, Service, serve};
+use super::judge::{About, Seen};
+use super::{Advice, Judge, Limits, Observer, Ruling, Service, Tap, serve};
 use crate::lifecycle::Stop;
-use crate::policy::{PathNormalization, Request};
+use crate::policy::{PathNormalization, Request, Verdict, Why};
+use crate::proxy::deliver::Watch;
 
-/// A client says `said` to an application where `/admin` is forbidden.
+/// A client says `said` to an application where `/admin` is forbidden, and to one where nothing is.
 ///
 /// # Panics
-/// When the application is asked anything that was not judged and allowed just so, and in that order.
+/// When the application is asked anything that was not judged and allowed just so, and in that order; or when
+/// what is heard of requests depends on how they are cut.
 #[doc(hidden)]
 pub fn fuzz_requests(said: &[u8]) -> bool {
     // Deadlines come at once, as nothing else happens then.
@@ -32,7 +34,18 @@ pub fn fuzz_requests(said: &[u8]) -> bool {
     let asked = asked.lock().unwrap_or_else(PoisonError::into_inner);
     let allowed = judge.allowed.lock().unwrap_or_else(PoisonError::into_inner);
     assert!(allowed.starts_with(&asked), "{:?} was asked, {:?} was allowed", *asked, *allowed);
+    assert_eq!(overheard(said.chunks(1)), overheard([said]), "by bytes, and at once");
     !asked.is_empty()
+}
+
+/// Where nothing is decided.
+fn overheard<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Vec<String> {
+    let heard = Arc::new(Heard::default());
+    let service = Service { judge: Arc::new(Lenient), observer: heard.clone(), limits: Limits::default() };
+    let mut tap = Tap::new(service);
+    pieces.into_iter().for_each(|piece| tap.bytes(piece));
+    tap.finish();
+    std::mem::take(&mut *heard.0.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 async fn exchange(said: &[u8], judge: Arc<Strict>, asked: Arc<Mutex<Vec<String>>>) {
@@ -89,6 +102,10 @@ impl Judge for Strict {
         Ruling::Allow { by: None }
     }
 
+    fn advise(&self, _: Option<&Request<'_>>) -> Advice {
+        Advice::default()
+    }
+
     fn normalization(&self) -> PathNormalization {
         PathNormalization::Base
     }
@@ -98,10 +115,48 @@ impl Judge for Strict {
     }
 }
 
+/// Decides nothing, and would deny everything.
+struct Lenient;
+
+impl Judge for Lenient {
+    fn binding(&self) -> bool {
+        false
+    }
+
+    fn judge(&self, _: &Request<'_>) -> Ruling {
+        Ruling::Allow { by: None }
+    }
+
+    fn advise(&self, _: Option<&Request<'_>>) -> Advice {
+        Advice { would: Some(Verdict::Deny { by: None, why: Why::DenyMatched }), audited: Vec::new() }
+    }
+
+    fn normalization(&self) -> PathNormalization {
+        PathNormalization::Base
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        watch::Sender::new(0).subscribe()
+    }
+}
+
+#[derive(Default)]
+struct Heard(Mutex<Vec<String>>);
+
+impl Observer for Heard {
+    fn request(&self, _: &Seen<'_>) {}
+
+    fn advised(&self, about: About<'_>, _: &Advice) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(format!("{about:?}"));
+    }
+}
+
 struct Nobody;
 
 impl Observer for Nobody {
     fn request(&self, _: &Seen<'_>) {}
+
+    fn advised(&self, _: About<'_>, _: &Advice) {}
 }
 
 #[cfg(test)]

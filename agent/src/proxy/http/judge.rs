@@ -3,12 +3,22 @@
 use http::StatusCode;
 use tokio::sync::watch;
 
-use crate::policy::{By, PathNormalization, Request};
+use crate::policy::{By, PathNormalization, Request, Verdict};
 
 /// Judges the requests of one connection.
 pub trait Judge: Send + Sync {
+    /// Whether it decides what is delivered. One that does not is only asked for its [`Advice`], and the
+    /// stream passes untouched, whatever it is.
+    fn binding(&self) -> bool {
+        true
+    }
+
     /// By the policies of now.
     fn judge(&self, request: &Request<'_>) -> Ruling;
+
+    /// What policies that decide nothing make of a request, by the policies of now; without one, of a stream
+    /// that is not HTTP.
+    fn advise(&self, request: Option<&Request<'_>>) -> Advice;
 
     /// How paths are compared, and forwarded.
     fn normalization(&self) -> PathNormalization;
@@ -33,9 +43,42 @@ pub enum Ruling {
     },
 }
 
+/// What policies that decide nothing make of a request.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Advice {
+    /// The answer with those in force that only run dry. None where there are none.
+    pub would: Option<Verdict>,
+    /// Those that ask for a trace and match.
+    pub audited: Vec<By>,
+}
+
+impl Advice {
+    pub fn is_nothing(&self) -> bool {
+        self.would.is_none() && self.audited.is_empty()
+    }
+}
+
+/// What advice is about.
+#[derive(Clone, Copy, Debug)]
+pub enum About<'a> {
+    Request {
+        method: &'a str,
+        host: &'a str,
+        path: &'a str,
+    },
+    /// One that would be refused because it cannot be judged.
+    Unreadable {
+        why: &'a str,
+    },
+    /// The stream, which is not HTTP.
+    Stream,
+}
+
 /// Is told of every request once its answer is known.
 pub trait Observer: Send + Sync {
     fn request(&self, seen: &Seen<'_>);
+
+    fn advised(&self, about: About<'_>, advice: &Advice);
 }
 
 /// One request and what became of it.

@@ -1,4 +1,5 @@
-//! Requests judged one by one, on ports whose policies say something of requests.
+//! Requests judged one by one, on ports whose policies say something of requests. Where nothing that decides
+//! does, requests are only listened to (`tap`).
 //!
 //! hyper reads the client's requests and writes them anew to the application, so what was judged is what
 //! arrives, and nothing that was not judged does. The application is spoken to in the version that the
@@ -17,6 +18,7 @@ mod open;
 mod request;
 mod shape;
 mod tally;
+mod tap;
 mod tcp;
 mod tunnelled;
 mod upgrade;
@@ -31,17 +33,20 @@ use tokio_util::task::TaskTracker;
 pub use client::Transport;
 #[doc(hidden)]
 pub use fuzz::fuzz_requests;
-pub use judge::{Judge, Observer, Ruling};
+pub use judge::{Advice, Judge, Observer, Ruling};
 pub use tally::Tally;
+pub use tap::Tap;
 pub use tcp::Socket;
 pub use tunnelled::Tunnelled;
 
 use super::deliver::Outcome;
 use crate::lifecycle::Stop;
 use crate::model::Cause;
+use crate::policy::Request;
 use crate::telemetry::Counts;
 use client::{Client, Phase};
 use detect::{NotHttp, Version, detect};
+use judge::About;
 use open::Requests;
 
 /// What one connection is served with.
@@ -50,6 +55,16 @@ pub struct Service {
     pub judge: Arc<dyn Judge>,
     pub observer: Arc<dyn Observer>,
     pub limits: Limits,
+}
+
+impl Service {
+    /// Tells what policies that decide nothing make of it.
+    fn advise(&self, about: About<'_>, request: Option<&Request<'_>>) {
+        let advice = self.judge.advise(request);
+        if !advice.is_nothing() {
+            self.observer.advised(about, &advice);
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -82,7 +97,10 @@ pub async fn serve(
         Ok(detected) => detected,
         Err(NotHttp::Nothing) => return Outcome { cause: Cause::Closed, detail: None },
         Err(NotHttp::Broken(e)) => return Outcome { cause: Cause::ClientReset, detail: Some(e.to_string()) },
-        Err(not) => return Outcome { cause: Cause::NotHttp, detail: Some(not.to_string()) },
+        Err(not) => {
+            service.advise(About::Stream, None);
+            return Outcome { cause: Cause::NotHttp, detail: Some(not.to_string()) };
+        }
     };
     let connection = Arc::new(Connection {
         service,

@@ -13,7 +13,7 @@ use hyper::upgrade::OnUpgrade;
 use tokio::sync::Mutex;
 
 use super::body::{Answer, Broken, Upload};
-use super::judge::{Became, Ruling, Seen};
+use super::judge::{About, Became, Ruling, Seen};
 use super::open::Serving;
 use super::shape::{self, Bad};
 use super::{Connection, answer, expect, upgrade};
@@ -57,10 +57,11 @@ pub(super) async fn handle(
             return Ok(response);
         }
     };
+    let (method, host, path) = (asked.method.as_str(), &*asked.host, &*asked.path);
     let seen = |status, became| {
-        let (method, host, path) = (asked.method.as_str(), &*asked.host, &*asked.path);
         service.observer.request(&Seen { method, host, path, status, became });
     };
+    service.advise(About::Request { method, host, path }, Some(&asked.request()));
     // Entered before it is judged, as connections are: a change between the two is seen by one of them.
     let serving = connection.requests.enter(Arc::clone(&asked), connection.phase.clone());
     let by = match service.judge.judge(&asked.request()) {

@@ -2,8 +2,9 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::judge::{Became, Observer, Seen};
-use crate::telemetry::Telemetry;
+use super::judge::{About, Advice, Became, Observer, Seen};
+use crate::policy::By;
+use crate::telemetry::{Record, Telemetry};
 
 pub struct Tally {
     telemetry: Telemetry,
@@ -17,6 +18,20 @@ struct Counted {
     /// Of the last one that was not served: who refused it, and what it was.
     policy: Option<Arc<str>>,
     last: String,
+    dry: Dry,
+    /// Those that matched, each once.
+    audited: Vec<(Arc<str>, Option<u32>)>,
+    /// Of the whole stream, which is not HTTP.
+    stream: Advice,
+}
+
+/// What would have become of them.
+#[derive(Default)]
+struct Dry {
+    requests: u64,
+    denied: u64,
+    /// The last of those.
+    last: String,
 }
 
 impl Tally {
@@ -24,9 +39,17 @@ impl Tally {
         Self { telemetry, counted: Mutex::default() }
     }
 
-    /// The resource and rule that refused the last request that one refused.
-    pub fn policy(&self) -> Option<Arc<str>> {
-        self.counted().policy.clone()
+    /// Adds what the log's own fields say.
+    pub fn tell(&self, record: &Record) {
+        let counted = self.counted();
+        if let Some(policy) = &counted.policy {
+            record.set_policy(Arc::clone(policy));
+        }
+        record.set_advice_on_requests(counted.dry.told(), &counted.audited);
+        if let Some(would) = &counted.stream.would {
+            record.set_dry_run(would.to_string(), would.is_allow());
+        }
+        record.set_audit(&counted.stream.audited.iter().map(named).collect::<Vec<_>>());
     }
 
     /// For the log: nothing where every request was served.
@@ -62,11 +85,55 @@ impl Observer for Tally {
         drop(counted);
         self.telemetry.request_denied(cause);
     }
+
+    fn advised(&self, about: About<'_>, advice: &Advice) {
+        let mut counted = self.counted();
+        if let About::Stream = about {
+            counted.stream = advice.clone();
+            return;
+        }
+        for named in advice.audited.iter().map(named) {
+            self.telemetry.request_audited(&named.0);
+            if counted.audited.len() < MOST_AUDITED && !counted.audited.contains(&named) {
+                counted.audited.push(named);
+            }
+        }
+        let Some(would) = &advice.would else { return };
+        let denied = match about {
+            About::Unreadable { why } => Some(format!("refused: {why}")),
+            About::Request { .. } if would.is_allow() => None,
+            About::Request { method, host, path } => {
+                Some(format!("{} {}{}: {would}", shortened(method), shortened(host), shortened(path)))
+            }
+            About::Stream => None,
+        };
+        self.telemetry.request_dry_run(denied.is_none());
+        counted.dry.requests += 1;
+        counted.dry.denied += u64::from(denied.is_some());
+        counted.dry.last = denied.unwrap_or(std::mem::take(&mut counted.dry.last));
+    }
 }
 
-/// A path may be as long as a head.
-fn shortened(path: &str) -> &str {
-    path.char_indices().nth(MOST_LOGGED).map_or(path, |(end, _)| &path[..end])
+fn named(by: &By) -> (Arc<str>, Option<u32>) {
+    (by.resource.to_string().into(), by.rule)
+}
+
+impl Dry {
+    /// Nothing where there was none.
+    fn told(&self) -> Option<String> {
+        let Self { requests, denied, last } = self;
+        match (requests, denied) {
+            (0, _) => None,
+            (_, 0) => Some(format!("none of {requests} requests would be denied")),
+            _ => Some(format!("{denied} of {requests} requests would be denied, the last: {last}")),
+        }
+    }
+}
+
+/// Each may be as long as a head.
+fn shortened(text: &str) -> &str {
+    text.char_indices().nth(MOST_LOGGED).map_or(text, |(end, _)| &text[..end])
 }
 
 const MOST_LOGGED: usize = 256;
+const MOST_AUDITED: usize = 16;

@@ -142,7 +142,7 @@ fn write(line: &Line<'_>, to: &mut impl Sink) {
         to.string("reason", reason);
     }
     if let Some(would) = line.dry_run {
-        to.string("dry_run", would);
+        to.string("dry_run", clip(would));
     }
     if let Some(matching) = line.audit {
         to.string("audit", matching);

@@ -61,6 +61,8 @@ pub const CATALOGUE: &[MetricInfo] = &[
     policy::DENIED,
     policy::DRY_RUN,
     policy::AUDITED,
+    policy::DRY_RUN_REQUESTS,
+    policy::AUDITED_REQUESTS,
     policy::PLAINTEXT_ADMITTED,
     policy::PLAINTEXT_DROPPED,
     policy::DEFECTS,

@@ -24,6 +24,16 @@ pub(super) const AUDITED: MetricInfo = counter(
     &["policy"],
     "Connections that AUDIT policies matched, by resource; from the 257th on `other`",
 );
+pub(super) const DRY_RUN_REQUESTS: MetricInfo = counter(
+    "underpass_policy_dry_run_requests_total",
+    &["result"],
+    "Requests, where dry-run policies look at requests, by what the answer would be: would_allow or would_deny",
+);
+pub(super) const AUDITED_REQUESTS: MetricInfo = counter(
+    "underpass_policy_audited_requests_total",
+    &["policy"],
+    "Requests that AUDIT policies matched, where one looks at requests, by resource; from the 257th on `other`",
+);
 pub(super) const PLAINTEXT_ADMITTED: MetricInfo = counter(
     "underpass_plaintext_admitted_total",
     &["by"],
@@ -56,6 +66,8 @@ pub(in crate::telemetry) struct PolicyMetrics {
     denied: IntCounterVec,
     dry_run: IntCounterVec,
     audited: IntCounterVec,
+    dry_run_requests: IntCounterVec,
+    audited_requests: IntCounterVec,
     plaintext_admitted: IntCounterVec,
     plaintext_dropped: IntCounter,
     defects: IntGaugeVec,
@@ -70,6 +82,8 @@ impl PolicyMetrics {
             denied: register(registry, counters(&DENIED)?)?,
             dry_run: register(registry, counters(&DRY_RUN)?)?,
             audited: register(registry, counters(&AUDITED)?)?,
+            dry_run_requests: register(registry, counters(&DRY_RUN_REQUESTS)?)?,
+            audited_requests: register(registry, counters(&AUDITED_REQUESTS)?)?,
             plaintext_admitted: register(registry, counters(&PLAINTEXT_ADMITTED)?)?,
             plaintext_dropped: register(registry, IntCounter::with_opts(opts(&PLAINTEXT_DROPPED))?)?,
             defects: register(registry, gauges(&DEFECTS)?)?,
@@ -89,8 +103,15 @@ impl PolicyMetrics {
     }
 
     pub(in crate::telemetry) fn dry_run(&self, would_allow: bool) {
-        let result = if would_allow { "would_allow" } else { "would_deny" };
-        self.dry_run.with_label_values(&[result]).inc();
+        self.dry_run.with_label_values(&[result(would_allow)]).inc();
+    }
+
+    pub(in crate::telemetry) fn dry_run_request(&self, would_allow: bool) {
+        self.dry_run_requests.with_label_values(&[result(would_allow)]).inc();
+    }
+
+    pub(in crate::telemetry) fn audited_request(&self, policy: &Arc<str>) {
+        self.audited_requests.with_label_values(&[self.label(policy)]).inc();
     }
 
     pub(in crate::telemetry) fn audited(&self, policy: &Arc<str>) {
@@ -120,6 +141,10 @@ impl PolicyMetrics {
         }
         "other"
     }
+}
+
+fn result(would_allow: bool) -> &'static str {
+    if would_allow { "would_allow" } else { "would_deny" }
 }
 
 const MOST_NAMED: usize = 256;

@@ -305,6 +305,8 @@ fn the_catalogue_is_what_is_rendered() {
     telemetry.source("file", SourceHealth::Accepted { revision: 1 });
     telemetry.source("file", SourceHealth::Refused);
     telemetry.request_denied("deny_matched");
+    telemetry.request_dry_run(true);
+    telemetry.request_audited(&"n/seen".into());
     let judged = connect(&telemetry, Direction::Inbound);
     judged.set_dry_run("denied".into(), false);
     judged.set_audit(&[("n/seen".into(), Some(0))]);

@@ -150,7 +150,7 @@ async fn single_bytes_for_a_slow_reader_do_not_end_the_tunnel() {
     let copying = tokio::spawn({
         let counts = Arc::clone(&counts);
         let stop = Stop::default();
-        async move { copy(server_side, far, Direction::Inbound, &counts, &stop).await }
+        async move { copy(server_side, far, Direction::Inbound, &counts, &stop, None).await }
     });
     // More than the kernel's buffers take, and ten times `h2`'s budget for what it holds.
     fill(&server, &mut near, &counts).await;
@@ -207,7 +207,7 @@ async fn an_idle_copy_is_small() {
     let (near, _far) = tunnel(&pool, &CancellationToken::new(), Drain::default()).await;
     let (_client, client_side) = tcp_pair().await;
     let (counts, stop) = (Counts::default(), Stop::default());
-    let future = copy(client_side, near, Direction::Outbound, &counts, &stop);
+    let future = copy(client_side, near, Direction::Outbound, &counts, &stop, None);
     let size = std::mem::size_of_val(&future);
     assert!(size <= 1536, "the state of one copy is {size} bytes");
     drop(future);

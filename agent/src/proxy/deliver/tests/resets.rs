@@ -210,7 +210,8 @@ async fn how_a_peers_resets_are_read() {
         let copying = tokio::spawn(async move {
             let stop = crate::lifecycle::Stop::default();
             let counts = Default::default();
-            super::super::copy(client_side, near, crate::model::Direction::Outbound, &counts, &stop).await
+            super::super::copy(client_side, near, crate::model::Direction::Outbound, &counts, &stop, None)
+                .await
         });
         far.reset(reason);
         let (_, end) = within("end", read_all(&mut client)).await;

@@ -76,7 +76,7 @@ async fn plain() -> (TcpStream, TcpStream, Vec<Agent>) {
     let (client, client_side) = tcp_pair().await;
     let (server, server_side) = tcp_pair().await;
     let agent = Agent::start(&Stop::default(), |counts, stop| async move {
-        copy_tcp(client_side, server_side, &counts, &stop).await
+        copy_tcp(client_side, server_side, &counts, &stop, None).await
     });
     (client, server, vec![agent])
 }
@@ -89,10 +89,10 @@ pub(super) async fn through(
     let (client, client_side) = tcp_pair().await;
     let (server, server_side) = tcp_pair().await;
     let outbound = Agent::start(&Stop::default(), |counts, stop| async move {
-        copy(client_side, near, Direction::Outbound, &counts, &stop).await
+        copy(client_side, near, Direction::Outbound, &counts, &stop, None).await
     });
     let inbound = Agent::start(cut, |counts, stop| async move {
-        copy(server_side, far, Direction::Inbound, &counts, &stop).await
+        copy(server_side, far, Direction::Inbound, &counts, &stop, None).await
     });
     (client, server, vec![outbound, inbound])
 }

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::judge::{Became, Seen};
+use super::judge::{About, Became, Seen};
 use super::*;
 use crate::policy::{PathNormalization, Request};
 
@@ -60,6 +60,10 @@ impl Judge for TestJudge {
         }
     }
 
+    fn advise(&self, _: Option<&Request<'_>>) -> Advice {
+        Advice::default()
+    }
+
     fn normalization(&self) -> PathNormalization {
         PathNormalization::Base
     }
@@ -83,6 +87,8 @@ impl Observer for Log {
         };
         self.0.lock().unwrap().push(format!("{} {} {status} {became}", seen.method, seen.path));
     }
+
+    fn advised(&self, _: About<'_>, _: &Advice) {}
 }
 
 /// A client and an application with the code under test between them.
