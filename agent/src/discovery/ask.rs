@@ -11,9 +11,10 @@ use super::Snapshot;
 use super::manifest::Manifest;
 use crate::model::{MtlsMode, SpiffeId, Workload};
 use crate::policy::analyze::{Report, analyze};
+use crate::policy::own::{self, Phase};
 use crate::policy::{
-    Compiled, Conn, Considered, Defect, Explanation, MtlsDefaults, PathNormalization, PolicySet, Request,
-    ResourceRef, Resources, Settings, Subject, Verdict,
+    Compiled, Conn, Considered, Defect, Explanation, Kind, MtlsDefaults, PathNormalization, PolicySet,
+    Request, ResourceRef, Resources, Settings, Subject, Verdict,
 };
 
 /// As it is typed, and as the agent is asked.
@@ -96,6 +97,32 @@ pub struct Answer {
     pub defects: Vec<String>,
     /// What it would be if the policies that only run dry were in force; none where there are none.
     pub dry_run: Option<DryRun>,
+    /// How far policy is enforced for the pod, and who says so.
+    #[serde(default)]
+    pub phase: Option<InPhase>,
+    /// What it would be in the phase Enforce; none where that is the phase.
+    #[serde(default)]
+    pub enforced: Option<DryRun>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InPhase {
+    pub phase: Phase,
+    /// `mesh`, `namespace` or `workload`: the level that set it; none where none does.
+    pub level: Option<String>,
+    /// The Enforcement that set it.
+    pub resource: Option<String>,
+}
+
+impl InPhase {
+    fn of(given: &own::InPhase) -> Self {
+        let by = given.by.as_ref();
+        Self {
+            phase: given.phase,
+            level: by.map(|(_, level)| level.to_string()),
+            resource: by.map(|(resource, _)| resource.to_string()),
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -118,6 +145,12 @@ pub struct DryRun {
     pub verdict: Word,
     pub cause: String,
     pub reason: String,
+}
+
+impl DryRun {
+    fn of(verdict: &Verdict) -> Self {
+        Self { verdict: Word::of(verdict), cause: cause(verdict).into(), reason: verdict.to_string() }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -144,7 +177,10 @@ impl Question {
     pub fn answer(&self, policy: &Compiled, resources: Option<&Resources>) -> Answer {
         let request = self.request.as_ref().map(AskedRequest::as_request);
         let Explanation { verdict, considered } = policy.explain(&self.conn, request.as_ref());
-        let dry_run = policy.dry_run(&self.conn, request.as_ref());
+        let dry_run = policy.with_dry_run_policies(&self.conn, request.as_ref());
+        let in_phase = policy.phase();
+        let enforced =
+            (in_phase.phase != Phase::Enforce).then(|| policy.enforced(&self.conn, request.as_ref()));
         let subject = Subject::from(&*self.to);
         let mut policies: Vec<Considered> = considered;
         let left = resources.iter().flat_map(|resources| resources.istio.left_to_others(&subject));
@@ -169,11 +205,9 @@ impl Question {
                 Verdict::Allow { by } => by.iter().map(ToString::to_string).collect(),
                 Verdict::Deny { by, .. } => by.iter().map(ToString::to_string).collect(),
             },
-            dry_run: dry_run.map(|verdict| DryRun {
-                verdict: Word::of(&verdict),
-                cause: cause(&verdict).into(),
-                reason: verdict.to_string(),
-            }),
+            dry_run: dry_run.as_ref().map(DryRun::of),
+            phase: Some(InPhase::of(in_phase)),
+            enforced: enforced.as_ref().map(DryRun::of),
         }
     }
 }
@@ -204,6 +238,7 @@ fn defects(policies: &[Considered], resources: Option<&Resources>) -> Vec<String
 fn cause(verdict: &Verdict) -> &'static str {
     match verdict {
         Verdict::Allow { by } if by.is_empty() => "no_policy",
+        Verdict::Allow { by } if by.iter().any(|by| by.resource.kind == Kind::Enforcement) => "not_enforced",
         Verdict::Allow { .. } => "allow_matched",
         Verdict::Deny { why, .. } => why.cause(),
     }

@@ -7,6 +7,7 @@ use crate::model::{MtlsMode, SpiffeId};
 
 use super::linkerd::{Inbound, PortPolicy};
 use super::mtls::{EffectiveMtls, MtlsOrigin};
+use super::own::{InPhase, Phase};
 use super::peer::Peer;
 use super::request::Request;
 use super::resource::{Kind, ResourceRef};
@@ -45,6 +46,8 @@ pub struct Compiled {
     pub(super) mtls: EffectiveMtls,
     /// The resources that set its mode and its ports' modes, where they are known.
     pub(super) mtls_by: [Option<Arc<ResourceRef>>; 2],
+    /// How far all of it is enforced.
+    pub(super) phase: InPhase,
     pub(super) blocks: Vec<Block>,
     pub(super) deny: Arc<RuleList>,
     pub(super) allow: Arc<RuleList>,
@@ -65,28 +68,42 @@ impl Compiled {
     /// a policy that allows does not match what cannot be known then, and one that denies does.
     ///
     /// STRICT before DENY before ALLOW before the default stance. When there are ALLOW policies, one of them
-    /// has to match.
+    /// has to match. That holds as far as the workload's phase enforces it.
     pub fn evaluate(&self, conn: &Conn, request: Option<&Request<'_>>) -> Verdict {
-        let peer = self.peer(conn, request);
-        match self.decide(&peer, PortPolicy::judge) {
-            Decision::Allow(by) => Verdict::Allow { by },
-            Decision::Deny(by, why) => Verdict::Deny { by, why },
-            Decision::Depends(by) => Verdict::Deny { by, why: Why::NotHttp },
-        }
+        self.in_phase(&self.peer(conn, request), PortPolicy::judge).on_request()
     }
 
     /// About a connection of which nothing was read yet.
     pub fn on_connection(&self, conn: &Conn) -> Connection {
-        match self.whatever(&self.peer(conn, None)) {
-            Decision::Allow(by) => Connection::Allow(Verdict::Allow { by }),
-            Decision::Deny(by, why) => Connection::Deny(Verdict::Deny { by, why }),
-            Decision::Depends(_) => Connection::PerRequest,
+        self.in_phase(&self.peer(conn, None), PortPolicy::whatever).on_connection()
+    }
+
+    /// What [`Compiled::evaluate`] would say in the phase Enforce.
+    pub fn enforced(&self, conn: &Conn, request: Option<&Request<'_>>) -> Verdict {
+        self.decide(&self.peer(conn, request), PortPolicy::judge, Phase::Enforce).on_request()
+    }
+
+    /// The same with the dry-run policies in force. None where none applies.
+    pub fn with_dry_run_policies(&self, conn: &Conn, request: Option<&Request<'_>>) -> Option<Verdict> {
+        self.would.as_ref().map(|would| would.enforced(conn, request))
+    }
+
+    /// What [`Compiled::evaluate`] would say if everything were in force: in the phase Enforce, and where nothing
+    /// is refused then with the dry-run policies. None where everything is.
+    pub fn dry_run(&self, conn: &Conn, request: Option<&Request<'_>>) -> Option<Verdict> {
+        let dry = || self.with_dry_run_policies(conn, request);
+        if self.phase.phase == Phase::Enforce {
+            return dry();
+        }
+        match self.enforced(conn, request) {
+            allowed if allowed.is_allow() => dry().or(Some(allowed)),
+            denied => Some(denied),
         }
     }
 
-    /// What [`Compiled::evaluate`] would say if the dry-run policies were in force. None where none applies.
-    pub fn dry_run(&self, conn: &Conn, request: Option<&Request<'_>>) -> Option<Verdict> {
-        self.would.as_ref().map(|would| would.evaluate(conn, request))
+    /// How far policy is enforced, and who says so.
+    pub fn phase(&self) -> &InPhase {
+        &self.phase
     }
 
     /// The AUDIT policies that match, each with the first rule that does.
@@ -97,7 +114,16 @@ impl Compiled {
 
     /// [`Compiled::dry_run`] about a connection of which nothing was read yet.
     pub fn dry_run_on_connection(&self, conn: &Conn) -> Option<Connection> {
-        self.would.as_ref().map(|would| would.on_connection(conn))
+        let enforced =
+            |of: &Self| of.decide(&of.peer(conn, None), PortPolicy::whatever, Phase::Enforce).on_connection();
+        let dry = || self.would.as_deref().map(enforced);
+        if self.phase.phase == Phase::Enforce {
+            return dry();
+        }
+        match enforced(self) {
+            allowed @ Connection::Allow(_) => dry().or(Some(allowed)),
+            other => Some(other),
+        }
     }
 
     /// [`Compiled::audited`], as far as it holds whatever is requested.
@@ -147,13 +173,18 @@ impl Compiled {
 
     /// Why everything is denied, if it is, whoever asks.
     pub fn blocked(&self) -> Option<Verdict> {
-        self.blocks.first().map(|block| Verdict::Deny { by: block.by.clone(), why: block.why.clone() })
+        let enforced = self.phase.phase != Phase::Observe;
+        self.blocks
+            .first()
+            .filter(|_| enforced)
+            .map(|block| Verdict::Deny { by: block.by.clone(), why: block.why.clone() })
     }
 
     pub(super) fn new(mtls: EffectiveMtls) -> Self {
         Self {
             mtls,
             mtls_by: [None, None],
+            phase: InPhase::default(),
             blocks: Vec::new(),
             deny: Arc::default(),
             allow: Arc::default(),
@@ -179,15 +210,35 @@ impl Compiled {
 
     /// What holds whatever the request is.
     pub(super) fn whatever(&self, peer: &Peer<'_>) -> Decision {
-        self.decide(peer, PortPolicy::whatever)
+        self.in_phase(peer, PortPolicy::whatever)
     }
 
-    /// Both systems have to admit.
-    fn decide(&self, peer: &Peer<'_>, by_linkerd: fn(&PortPolicy, &Peer<'_>) -> Decision) -> Decision {
+    /// What policy says, as far as it is enforced. Who is let in for that reason only is by the resource that
+    /// says so.
+    fn in_phase(&self, peer: &Peer<'_>, by_linkerd: ByLinkerd) -> Decision {
+        let phase = self.phase.phase;
+        if phase == Phase::Enforce {
+            return self.decide(peer, by_linkerd, phase);
+        }
+        let lifted = self.phase.by.iter().map(|(by, _)| By::whole(by.clone()));
+        match self.decide(peer, by_linkerd, Phase::Enforce) {
+            allowed @ Decision::Allow(_) => allowed,
+            _ if phase == Phase::Observe => Decision::Allow(lifted.collect()),
+            Decision::Deny(_, Why::Strict(_)) => match self.decide(peer, by_linkerd, phase) {
+                Decision::Allow(by) => Decision::Allow(lifted.chain(by).collect()),
+                other => other,
+            },
+            other => other,
+        }
+    }
+
+    /// Both systems have to admit. In a phase other than Enforce STRICT asks for nothing.
+    fn decide(&self, peer: &Peer<'_>, by_linkerd: ByLinkerd, phase: Phase) -> Decision {
         if let Some(block) = self.blocks.first() {
             return Decision::Deny(block.by.clone(), block.why.clone());
         }
         if peer.identity.is_none()
+            && phase == Phase::Enforce
             && let Some(strict) = self.strict(peer.port)
         {
             return strict;
@@ -262,6 +313,9 @@ fn stance_resource() -> Arc<ResourceRef> {
     Arc::new(ResourceRef { kind: Kind::Stance, namespace: "".into(), name: "default".into() })
 }
 
+/// How Linkerd's part is asked: about a request, or whatever is requested.
+type ByLinkerd = fn(&PortPolicy, &Peer<'_>) -> Decision;
+
 const STRICT: EffectiveMtls = EffectiveMtls {
     mode: MtlsMode::Strict,
     origin: MtlsOrigin::Workload,
@@ -278,6 +332,23 @@ pub(super) enum Decision {
 }
 
 impl Decision {
+    /// About one request, or bytes that are none.
+    fn on_request(self) -> Verdict {
+        match self {
+            Self::Allow(by) => Verdict::Allow { by },
+            Self::Deny(by, why) => Verdict::Deny { by, why },
+            Self::Depends(by) => Verdict::Deny { by, why: Why::NotHttp },
+        }
+    }
+
+    fn on_connection(self) -> Connection {
+        match self {
+            Self::Allow(by) => Connection::Allow(Verdict::Allow { by }),
+            Self::Deny(by, why) => Connection::Deny(Verdict::Deny { by, why }),
+            Self::Depends(_) => Connection::PerRequest,
+        }
+    }
+
     /// This one and the next. What is denied is denied, whatever else depends.
     pub(super) fn and(self, next: impl FnOnce() -> Self) -> Self {
         match self {

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use crate::model::{InboundAction, InboundPlan, MtlsMode};
 
 use super::compiled::{Compiled, Decision};
+use super::own::Phase;
 use super::peer::Peer;
 use super::rule_list::Found;
 
@@ -12,7 +13,8 @@ impl Compiled {
     /// Per port of the application, for connections from outside the pod that carry no identity.
     ///
     /// Dropped where STRICT forbids them; passed where no policy could deny them or has to be told of them,
-    /// whatever the addresses and the requests; steered to the agent otherwise.
+    /// whatever the addresses and the requests; steered to the agent otherwise, and where what would be refused
+    /// is let in and told of.
     pub fn kernel_plan(&self) -> InboundPlan {
         let default = self.plaintext_action(None);
         let ports = self
@@ -27,8 +29,11 @@ impl Compiled {
     /// `None` stands for every port that nothing names.
     fn plaintext_action(&self, port: Option<u16>) -> InboundAction {
         let mode = port.map_or(self.mtls.mode, |port| self.mtls.on_port(port).0);
-        if mode == MtlsMode::Strict {
-            return InboundAction::Drop;
+        match self.phase().phase {
+            Phase::Observe => return InboundAction::Steer,
+            Phase::Permissive if mode == MtlsMode::Strict => return InboundAction::Steer,
+            Phase::Enforce if mode == MtlsMode::Strict => return InboundAction::Drop,
+            Phase::Permissive | Phase::Enforce => {}
         }
         let peer = Peer::plaintext(port);
         let allowed = matches!(self.whatever(&peer), Decision::Allow(_));

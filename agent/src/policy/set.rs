@@ -128,6 +128,7 @@ impl PolicySet {
         let settings = &resources.settings;
         Compiled {
             mtls_by: [by.mode, by.ports],
+            phase: resources.own.phase(subject),
             stance: settings.namespace_stances.get(subject.namespace).copied().unwrap_or(settings.stance),
             linkerd: Some(Arc::new(resources.linkerd.inbound(subject))),
             linkerd_namespace: settings.linkerd_namespace.clone(),

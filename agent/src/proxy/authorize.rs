@@ -13,6 +13,7 @@ use crate::discovery::Snapshot;
 use crate::lifecycle::Stop;
 use crate::model::{Cause, ConnectionId, LocalPod, Workload};
 use crate::pods::denial;
+use crate::policy::own::Phase;
 use crate::policy::{By, Compiled, Conn, Connection, PathNormalization, Request, Subject, Verdict, Why};
 use crate::proxy::http::{Advice, Judge, Ruling};
 use crate::telemetry::{Denial, Record, Teller};
@@ -89,11 +90,14 @@ impl Authorizer {
         Ok(Permit { id, authorizer, stop, policy, requests })
     }
 
-    /// Tells what decides nothing, as far as it holds whatever is requested: the answer with the policies that
-    /// only run dry, and which ask for a trace.
+    /// Tells what decides nothing, as far as it holds whatever is requested: the answer if everything were in
+    /// force, where it is not, and which policies ask for a trace.
     pub fn note(&self, conn: &Conn, record: &Record) {
         let snapshot = Arc::clone(&self.snapshots.borrow());
         let policy = snapshot.inbound_policy(&self.pod);
+        if policy.phase().phase != Phase::Enforce {
+            record.set_phase(policy.phase().phase.word());
+        }
         match policy.dry_run_on_connection(conn) {
             Some(Connection::Allow(would) | Connection::Deny(would)) => {
                 record.set_dry_run(would.to_string(), would.is_allow());
@@ -509,5 +513,36 @@ policies: [{policies}]
                 authorizer.authorize(ConnectionId(1), conn("good"), &cut).expect("nothing is refused");
             assert!(permit.requests().is_none());
         }
+    }
+
+    /// The mesh with `bad` kept out, and everybody in this phase.
+    fn publish_in_phase(store: &Store, phase: &str) {
+        let resources = format!(
+            "resources:
+- {{apiVersion: underpass.io/v1alpha1, kind: Enforcement, metadata: {{name: moving, namespace: shop}}, spec: {{phase: {phase}}}}}
+"
+        );
+        let text = mesh(DENY_BAD, "") + &resources;
+        store.publish(parse(&text).expect("a valid mesh").state);
+    }
+
+    #[tokio::test]
+    async fn a_turn_from_observe_to_enforce_ends_exactly_what_is_forbidden() {
+        let store = Store::new();
+        publish_in_phase(&store, "Observe");
+        let authorizer = authorizer(&store);
+        let cut = Stop::default();
+        tokio::spawn(Arc::clone(&authorizer).review(CancellationToken::new()));
+        let bad = authorizer.authorize(ConnectionId(1), conn("bad"), &cut).expect("nothing is refused");
+        assert_eq!(bad.policy().map(|by| &**by), Some("Enforcement.underpass.io/shop/moving"));
+        let good = authorizer.authorize(ConnectionId(2), conn("good"), &cut).expect("nothing is refused");
+        tokio::task::yield_now().await;
+
+        publish_in_phase(&store, "Enforce");
+        assert_eq!(bad.stop().ended().await, Cause::PolicyRevoked);
+        assert!(futures::poll!(std::pin::pin!(good.stop().ended())).is_pending());
+        assert!(authorizer.authorize(ConnectionId(3), conn("bad"), &cut).is_err());
+        publish_in_phase(&store, "Observed");
+        assert!(authorizer.authorize(ConnectionId(3), conn("bad"), &cut).is_err(), "a typo opens nothing");
     }
 }

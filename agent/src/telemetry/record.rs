@@ -139,6 +139,11 @@ impl Record {
         lock(&self.live.facts).dry_run = Some(would);
     }
 
+    /// How far policy is enforced for the workload, where it is not all the way.
+    pub fn set_phase(&self, phase: &'static str) {
+        lock(&self.live.facts).phase = Some(phase);
+    }
+
     /// The AUDIT policies that match, each with its rule (`<policy>#<rule>`) or without.
     pub fn set_audit(&self, matching: &[(Arc<str>, Option<u32>)]) {
         for (policy, _) in matching {
@@ -244,6 +249,7 @@ struct Facts {
     policy: Option<Arc<str>>,
     rule: Option<u32>,
     reason: Option<&'static str>,
+    phase: Option<&'static str>,
     dry_run: Option<String>,
     audit: Option<String>,
     trace: Option<u128>,
@@ -329,6 +335,7 @@ impl Live {
             policy: facts.policy.as_deref(),
             rule: facts.rule,
             reason: facts.reason,
+            phase: facts.phase,
             dry_run: facts.dry_run.as_deref(),
             audit: facts.audit.as_deref(),
             trace: facts.trace,

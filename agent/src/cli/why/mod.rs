@@ -58,6 +58,14 @@ fn told(answer: &ask::Answer) -> String {
     let by = answer.mtls.resource.as_ref().map(|by| format!(", by {by}")).unwrap_or_default();
     let mode = serde_json::to_value(answer.mtls.mode).map(|mode| text(&mode)).unwrap_or_default();
     out += &format!("  mTLS   {mode}, set for the {}{}\n", answer.mtls.level, printable(&by));
+    if let Some(phase) = answer.phase.as_ref().filter(|phase| phase.resource.is_some()) {
+        let by = phase.resource.as_deref().unwrap_or_default();
+        let level = phase.level.as_deref().unwrap_or_default();
+        out += &format!("  phase  {}, set for the {level}, by {}\n", phase.phase, printable(by));
+    }
+    if let Some(enforced) = &answer.enforced {
+        out += &format!("  in the phase Enforce: {}\n", printable(&enforced.reason));
+    }
     if let Some(dry) = &answer.dry_run {
         out += &format!("  with dry-run policies in force: {}\n", printable(&dry.reason));
     }

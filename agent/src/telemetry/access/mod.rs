@@ -42,6 +42,7 @@ pub(super) struct Line<'a> {
     pub(super) policy: Option<&'a str>,
     pub(super) rule: Option<u32>,
     pub(super) reason: Option<&'static str>,
+    pub(super) phase: Option<&'static str>,
     pub(super) dry_run: Option<&'a str>,
     pub(super) audit: Option<&'a str>,
     pub(super) trace: Option<u128>,
@@ -140,6 +141,9 @@ fn write(line: &Line<'_>, to: &mut impl Sink) {
     }
     if let Some(reason) = line.reason {
         to.string("reason", reason);
+    }
+    if let Some(phase) = line.phase {
+        to.string("phase", phase);
     }
     if let Some(would) = line.dry_run {
         to.string("dry_run", clip(would));

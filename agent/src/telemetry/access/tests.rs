@@ -28,6 +28,7 @@ fn formatted<'a>(format: Format, change: impl FnOnce(&mut Line<'a>)) -> String {
         policy: Some("shop/allow-client"),
         rule: None,
         reason: None,
+        phase: None,
         dry_run: None,
         audit: None,
         trace: Some(0x0123_4567_89ab_cdef),
@@ -241,7 +242,7 @@ fn the_page_lists_every_field() {
     documented.sort_unstable();
     let whole = json(|line| {
         (line.cause, line.detail) = (Cause::TlsFailed, Some("why"));
-        line.dry_run = Some("denied");
+        (line.phase, line.dry_run) = (Some("observe"), Some("denied"));
         (line.rule, line.reason, line.audit) = (Some(2), Some("deny_matched"), Some("shop/seen#0"));
     });
     assert_eq!(documented, whole.as_object().unwrap().keys().map(String::as_str).collect::<Vec<_>>());

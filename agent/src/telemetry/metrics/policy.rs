@@ -17,7 +17,7 @@ pub(super) const DENIED: MetricInfo = counter(
 pub(super) const DRY_RUN: MetricInfo = counter(
     "underpass_policy_dry_run_connections_total",
     &["result"],
-    "Connections to workloads with dry-run policies, by what the answer would be: would_allow or would_deny",
+    "Connections to workloads with dry-run policies or of a phase other than Enforce, by what the answer would be: would_allow or would_deny",
 );
 pub(super) const AUDITED: MetricInfo = counter(
     "underpass_policy_audited_connections_total",
@@ -27,7 +27,7 @@ pub(super) const AUDITED: MetricInfo = counter(
 pub(super) const DRY_RUN_REQUESTS: MetricInfo = counter(
     "underpass_policy_dry_run_requests_total",
     &["result"],
-    "Requests, where dry-run policies look at requests, by what the answer would be: would_allow or would_deny",
+    "Requests, where policies that are not enforced look at requests, by what the answer would be: would_allow or would_deny",
 );
 pub(super) const AUDITED_REQUESTS: MetricInfo = counter(
     "underpass_policy_audited_requests_total",
