@@ -27,6 +27,7 @@ pub(super) fn state(sources: &Arc<Sources>) -> Router {
         .route("/connections", get(|s: Shared| json(s, |s| s.telemetry.connections())))
         .route("/config", get(|s: Shared| json(s, |s| s.config.clone())))
         .route("/analyze", get(|s: Shared| json(s, |s| s.store.current().analyze())))
+        .route("/phases", get(|s: Shared| json(s, |s| s.store.current().phases())))
         .route("/why", post(why))
         .route("/log", get(log_filter).put(set_log_filter))
         .route("/metrics", get(metrics_text))

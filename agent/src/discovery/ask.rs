@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use super::Snapshot;
 use super::manifest::Manifest;
+use super::phases::{self, WorkloadPhase};
+use crate::model::workload::TunnelProtocol;
 use crate::model::{MtlsMode, SpiffeId, Workload};
 use crate::policy::analyze::{Report, analyze};
 use crate::policy::own::{self, Phase};
@@ -273,6 +275,17 @@ impl Offline {
         analyze(&self.set, &self.pods)
     }
 
+    /// How far policy is enforced, workload by workload.
+    pub fn phases(&self) -> Vec<WorkloadPhase> {
+        phases::of(&self.set, self.pods.iter().map(|pod| &**pod))
+    }
+
+    /// Each pod with what decides about connections to it, in the order in which they were read.
+    pub fn compiled(&self) -> impl Iterator<Item = (Arc<Workload>, Arc<Compiled>)> {
+        let compile = |pod: &Arc<Workload>| Arc::new(self.set.compile(&Subject::from(&**pod)));
+        self.pods.iter().map(move |pod| (pod.clone(), compile(pod)))
+    }
+
     /// What of the resources could not be taken as it stands.
     pub fn defects(&self) -> Vec<Defect> {
         self.resources.defects().cloned().collect()
@@ -293,6 +306,12 @@ impl Snapshot {
     /// What is amiss in the policies.
     pub fn analyze(&self) -> Report {
         analyze(self.policies(), self.workloads())
+    }
+
+    /// How far policy is enforced, workload by workload of the mesh.
+    pub fn phases(&self) -> Vec<WorkloadPhase> {
+        let meshed = self.workloads().filter(|pod| pod.protocol == TunnelProtocol::Hbone);
+        phases::of(self.policies(), meshed.map(|pod| &**pod))
     }
 }
 

@@ -8,6 +8,7 @@ pub mod ask;
 mod endpoints;
 pub mod file;
 mod kernel;
+pub mod phases;
 pub mod manifest;
 mod route;
 mod snapshot;

@@ -26,11 +26,7 @@ fn answer(report: &Report) -> Answer {
 
 fn read_files(args: &AnalyzeArgs) -> anyhow::Result<Report> {
     let settings = args.mesh.settings();
-    let mut manifest = why::read(&args.files, &settings.trust_domain)?;
-    manifest.add_templates(&settings.trust_domain).map_err(|refused| {
-        let lines: Vec<String> = refused.iter().map(ToString::to_string).collect();
-        anyhow::anyhow!("{}", lines.join("\n"))
-    })?;
+    let manifest = why::read_with_templates(&args.files, &settings.trust_domain)?;
     Ok(Offline::new(manifest, settings).analyze())
 }
 

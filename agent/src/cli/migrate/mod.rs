@@ -1,6 +1,8 @@
 //! `underpass migrate`: moving workloads into the mesh without refusing what works today.
 
 mod report;
+mod rollback;
+mod status;
 
 use clap::Subcommand;
 
@@ -11,10 +13,16 @@ use super::Answer;
 pub(super) enum MigrateCommand {
     /// Say which connections STRICT would refuse
     Report(Box<report::ReportArgs>),
+    /// Say how far policy is enforced, workload by workload, and by which Enforcement
+    Status(Box<status::StatusArgs>),
+    /// Take a phase back: say what that opens, ask, and print the Enforcement that does it
+    Rollback(Box<rollback::RollbackArgs>),
 }
 
 pub(super) fn run(command: &MigrateCommand) -> anyhow::Result<Answer> {
     match command {
         MigrateCommand::Report(args) => report::run(args),
+        MigrateCommand::Status(args) => status::run(args),
+        MigrateCommand::Rollback(args) => rollback::run(args),
     }
 }

@@ -4,26 +4,42 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
-use crate::discovery::manifest::{self, Manifest};
+use crate::discovery::manifest::{self, Manifest, Refused};
 use crate::model::TrustDomain;
 use crate::policy::Object;
 
 /// Reads every file; of a folder those that end in .yaml, .yml or .json, folders in it included.
 pub(crate) fn read(paths: &[PathBuf], trust_domain: &TrustDomain) -> anyhow::Result<Manifest> {
     let mut objects = Vec::new();
+    for file in list(paths)? {
+        one(&file, &mut objects)?;
+    }
+    Manifest::new(objects, trust_domain).map_err(|refused| lines(&refused))
+}
+
+/// The same with a pod for each Deployment, Job … that none of the pods is of.
+pub(crate) fn read_with_templates(paths: &[PathBuf], trust_domain: &TrustDomain) -> anyhow::Result<Manifest> {
+    let mut manifest = read(paths, trust_domain)?;
+    manifest.add_templates(trust_domain).map_err(|refused| lines(&refused))?;
+    Ok(manifest)
+}
+
+fn lines(refused: &[Refused]) -> anyhow::Error {
+    let lines: Vec<String> = refused.iter().map(ToString::to_string).collect();
+    anyhow::anyhow!("{}", lines.join("\n"))
+}
+
+/// The files that are read.
+pub(crate) fn list(paths: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
+    let mut all = Vec::new();
     for path in paths {
         let files = files(path, 0)?;
         if files.is_empty() {
             bail!("{} has no file that ends in .yaml, .yml or .json", path.display());
         }
-        for file in files {
-            one(&file, &mut objects)?;
-        }
+        all.extend(files);
     }
-    Manifest::new(objects, trust_domain).map_err(|refused| {
-        let lines: Vec<String> = refused.iter().map(ToString::to_string).collect();
-        anyhow::anyhow!("{}", lines.join("\n"))
-    })
+    Ok(all)
 }
 
 const DEEPEST: usize = 16;

@@ -12,7 +12,7 @@ use crate::discovery::ask::{self, Asked, Offline, Word};
 use crate::policy::Why;
 
 pub(super) use args::{MeshArgs, WhyArgs};
-pub(super) use files::read;
+pub(super) use files::{list, read, read_with_templates};
 
 pub(super) fn run(args: &WhyArgs) -> anyhow::Result<Answer> {
     let asked = Asked {

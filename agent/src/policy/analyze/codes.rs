@@ -114,4 +114,11 @@ codes! {
         "require a MeshTLSAuthentication or a NetworkAuthentication";
     UNAUTHENTICATED = "UP0603" Info "Clients without identity are admitted",
         "require meshTLS once every client is of the mesh";
+
+    OBSERVED = "UP0701" Warning "An Enforcement in the phase Observe: policy refuses nothing at the pods that it is for",
+        "see what would be refused with underpass migrate report, then turn to Permissive or Enforce";
+    PERMITTED = "UP0702" Warning "An Enforcement in the phase Permissive: plaintext is let in where mutual TLS is STRICT",
+        "turn to Enforce once no client needs plaintext any more; underpass migrate report says who does";
+    NOT_THE_OLDEST_PHASE = "UP0703" Warning "Several Enforcements for one mesh, namespace or selector: the oldest holds, and this one does nothing",
+        "keep one of them";
 }

@@ -7,6 +7,7 @@ mod conflicts;
 mod contradiction;
 mod linkerd;
 mod peers;
+mod phases;
 mod rules;
 mod whole;
 mod world;
@@ -124,6 +125,7 @@ pub fn analyze<'a>(set: &PolicySet, pods: impl IntoIterator<Item = &'a Arc<Workl
     whole::look(&world, &mut found);
     authorization::look(&world, &mut found);
     peers::look(&world, &mut found);
+    phases::look(&world, &mut found);
     linkerd::look(&world, &mut found);
     conflicts::look(&world, &mut found);
     let mut findings = found.0;

@@ -107,6 +107,7 @@ fn cases() -> Vec<Case> {
     cases.extend(of_reach(&web));
     cases.extend(of_rules(&web));
     cases.extend(of_peers());
+    cases.extend(of_phases());
     cases.extend(of_conflicts(&web));
     cases
 }
@@ -342,6 +343,62 @@ fn of_rules(web: &dyn Fn() -> Value) -> Vec<Case> {
             vec![from(json!({"notNamespaces": ["dev"]}))],
             "p spec.rules[0].from[0].source",
             vec![from(json!({"notNamespaces": ["dev"], "principals": ["*"]}))],
+        ),
+    ]
+}
+
+fn of_phases() -> Vec<Case> {
+    let phase = |namespace: &str, name: &str, created: &str, spec: Value| {
+        let mut phase = object("underpass.io/v1alpha1", "Enforcement", namespace, name, spec);
+        phase["metadata"]["creationTimestamp"] = json!(created);
+        phase
+    };
+    let of = |phase: &str| json!({"phase": phase});
+    vec![
+        (
+            "UP0701",
+            vec![phase("shop", "p", OLD, of("Observe"))],
+            "p spec.phase",
+            vec![phase("shop", "p", OLD, of("Enforce")), phase("shop", "q", NEW, of("Observe"))],
+        ),
+        (
+            "UP0701",
+            vec![phase("istio-system", "p", OLD, of("Observe"))],
+            "p spec.phase",
+            vec![phase("istio-system", "p", OLD, of("observe"))],
+        ),
+        (
+            "UP0702",
+            vec![phase("shop", "p", OLD, selecting("web", of("Permissive")))],
+            "p spec.phase",
+            vec![phase("shop", "p", OLD, selecting("api", of("Permissive")))],
+        ),
+        (
+            "UP0703",
+            vec![phase("shop", "p", NEW, of("Observe")), phase("shop", "q", OLD, of("Enforce"))],
+            "p ",
+            vec![
+                phase("shop", "p", NEW, selecting("web", of("Observe"))),
+                phase("shop", "q", OLD, of("Enforce")),
+            ],
+        ),
+        (
+            "UP0101",
+            vec![phase("shop", "p", OLD, of("Audit"))],
+            "p spec.phase",
+            vec![phase("shop", "p", OLD, of("Observe"))],
+        ),
+        (
+            "UP0201",
+            vec![phase("shop", "p", OLD, selecting("api", of("Observe")))],
+            "p spec.selector",
+            vec![phase("shop", "p", OLD, selecting("web", of("Observe")))],
+        ),
+        (
+            "UP0202",
+            vec![phase("empty", "p", OLD, of("Observe"))],
+            "p metadata.namespace",
+            vec![phase("dev", "p", OLD, of("Observe"))],
         ),
     ]
 }

@@ -1,0 +1,147 @@
+//! What is said before a phase is taken back, and the resource that does it.
+
+use super::*;
+use crate::discovery::ask::Offline;
+use crate::discovery::manifest::{self, Manifest};
+use crate::model::TrustDomain;
+use crate::policy::Settings;
+use crate::policy::own::Phase;
+
+const MESH: &str = "
+{apiVersion: v1, kind: Namespace, metadata: {name: shop}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: web, namespace: shop, labels: {app: web}}, spec: {containers: [{name: c, ports: [{containerPort: 80}]}]}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: db, namespace: shop, labels: {app: db}}, spec: {containers: [{name: c, ports: [{containerPort: 80}]}]}}
+---
+{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: strict, namespace: shop}, spec: {mtls: {mode: STRICT}}}
+---
+{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: no-bad, namespace: shop}, spec: {selector: {matchLabels: {app: web}}, action: DENY, rules: [{from: [{source: {namespaces: [bad]}}]}]}}
+";
+
+fn settings() -> Settings {
+    Settings::new(TrustDomain::cluster_local())
+}
+
+fn manifest(enforcements: &str) -> Manifest {
+    let text = format!("{MESH}---\n{enforcements}");
+    let objects = manifest::read(&text).unwrap().into_iter().map(|object| object.unwrap()).collect();
+    Manifest::new(objects, &TrustDomain::cluster_local()).unwrap()
+}
+
+fn enforcement(name: &str, labels: &str, phase: &str) -> String {
+    let selector =
+        if labels.is_empty() { String::new() } else { format!("selector: {{matchLabels: {{{labels}}}}}, ") };
+    format!(
+        "{{apiVersion: underpass.io/v1alpha1, kind: Enforcement, metadata: {{name: {name}, namespace: shop, labels: {{team: a}}, creationTimestamp: 2026-01-01T00:00:00Z}}, spec: {{{selector}phase: {phase}}}}}\n---\n"
+    )
+}
+
+fn plan(enforcements: &str, target: &str, to: Option<Phase>) -> anyhow::Result<Plan> {
+    Plan::new(&manifest(enforcements), &settings(), &target.parse().unwrap(), to)
+}
+
+#[test]
+fn one_phase_back_lets_plaintext_in_and_says_to_whom() {
+    let plan = plan("", "shop", None).unwrap();
+    assert_eq!((plan.before, plan.to, plan.replaces), (Phase::Enforce, Phase::Permissive, false));
+    assert_eq!(plan.opens, ["plaintext is let in, in spite of STRICT, to shop/db, shop/web"]);
+    assert_eq!(plan.document["spec"], serde_json::json!({"phase": "Permissive"}));
+    assert_eq!(plan.document["metadata"]["namespace"], "shop");
+}
+
+#[test]
+fn observe_says_which_policies_are_enforced_no_longer_and_for_whom() {
+    let plan = plan("", "shop", Some(Phase::Observe)).unwrap();
+    let opens = plan.opens.join("\n");
+    assert!(
+        opens
+            .contains("AuthorizationPolicy.security.istio.io/shop/no-bad is no longer enforced for shop/web"),
+        "{opens}"
+    );
+    assert!(!opens.contains("for shop/db"), "it never was for that one: {opens}");
+}
+
+#[test]
+fn an_enforcement_that_is_there_is_changed_and_keeps_its_name_and_labels() {
+    let plan = plan(&enforcement("moving", "", "Permissive"), "shop", None).unwrap();
+    assert!(plan.replaces);
+    assert_eq!((plan.before, plan.to), (Phase::Permissive, Phase::Observe));
+    assert_eq!(
+        plan.document["metadata"],
+        serde_json::json!({"name": "moving", "namespace": "shop", "labels": {"team": "a"}})
+    );
+}
+
+#[test]
+fn labels_are_for_those_who_have_them_only() {
+    let plan = plan(&enforcement("moving", "", "Enforce"), "shop/app=web", None).unwrap();
+    assert_eq!(plan.opens, ["plaintext is let in, in spite of STRICT, to shop/web"]);
+    assert_eq!(plan.document["metadata"]["name"], "app-web");
+    assert_eq!(plan.document["spec"]["selector"], serde_json::json!({"matchLabels": {"app": "web"}}));
+}
+
+#[test]
+fn there_is_nothing_before_observe_and_nothing_is_raised() {
+    let observing = enforcement("moving", "", "Observe");
+    assert!(plan(&observing, "shop", None).err().unwrap().to_string().contains("none before it"));
+    for to in [Phase::Observe, Phase::Enforce] {
+        let refused = plan(&observing, "shop", Some(to)).err().unwrap().to_string();
+        assert!(refused.contains("is not before it"), "{refused}");
+    }
+}
+
+/// The oldest holds: a new one beside it would open nothing, and whoever applies it would believe so.
+#[test]
+fn what_would_change_nothing_is_refused_by_the_name_of_who_decides() {
+    let old = enforcement("a", "team: x, app: web", "Enforce").replace("team: x, ", "");
+    let other = old.replace("matchLabels: {app: web}", "matchExpressions: [{key: app, operator: Exists}]");
+    let refused = plan(&other, "shop/app=web", None).err().unwrap().to_string();
+    assert!(refused.contains("stay in Enforce by Enforcement.underpass.io/shop/a"), "{refused}");
+}
+
+/// What could not be understood means Enforce; with another phase alone it still would.
+#[test]
+fn a_broken_enforcement_is_not_taken_for_one_that_opens() {
+    let broken = enforcement("a", "", "Enforce").replace("phase: Enforce", "phase: Enforce, until: tomorrow");
+    assert!(plan(&broken, "shop", None).is_err());
+    let mistyped = plan(&enforcement("a", "", "Enforced"), "shop", None).unwrap();
+    assert_eq!((mistyped.before, mistyped.to), (Phase::Enforce, Phase::Permissive));
+}
+
+#[test]
+fn whoever_is_not_opened_is_named() {
+    let own = enforcement("db", "app: db", "Enforce");
+    let plan = plan(&own, "shop", None).unwrap();
+    assert_eq!(
+        plan.opens,
+        [
+            "plaintext is let in, in spite of STRICT, to shop/web",
+            "not for shop/db, which stay in Enforce by Enforcement.underpass.io/shop/db"
+        ]
+    );
+}
+
+#[test]
+fn what_is_printed_does_what_it_says_once_it_is_applied() {
+    let plan = plan("", "shop/app=web", Some(Phase::Observe)).unwrap();
+    let yaml = output::render(&plan.document, crate::cli::args::Output::Yaml, String::new).unwrap();
+    let phases = Offline::new(manifest(&yaml), settings()).phases();
+    let phases: Vec<_> = phases.iter().map(|one| (&*one.workload, one.phase)).collect();
+    assert_eq!(phases, [("db", Phase::Enforce), ("web", Phase::Observe)]);
+}
+
+#[test]
+fn targets() {
+    for (text, told) in [
+        ("mesh", "the mesh"),
+        ("mesh/", "namespace mesh"),
+        ("shop", "namespace shop"),
+        ("shop/app=web,tier=b", "the workloads of namespace shop with app=web tier=b"),
+    ] {
+        assert_eq!(text.parse::<Target>().unwrap().to_string(), told);
+    }
+    for text in ["", "/app=web", "shop/web", "shop/app=web,", "shop/=x", "Shop"] {
+        assert!(text.parse::<Target>().is_err(), "{text}");
+    }
+}
