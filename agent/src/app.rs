@@ -26,7 +26,7 @@ use crate::model::NetnsCookie;
 use crate::pods::{self, Destinations, Table};
 use crate::policy::DefectKind;
 use crate::proxy::tunnel::{ClientSettings, FlowSettings, KeepaliveSettings, ServerSettings};
-use crate::proxy::{self, Handshakes, Limits, Node};
+use crate::proxy::{self, Handshakes, HttpLimits, Limits, Node};
 use crate::sys::netns;
 use crate::sys::socket::Keepalive;
 use crate::telemetry::process::LogControl;
@@ -362,7 +362,7 @@ fn node(
         max_frame: t.max_frame_size,
         max_header_list: t.max_header_list_size,
     };
-    let k = &config.proxy.keepalive;
+    let (k, http) = (&config.proxy.keepalive, &config.proxy.http);
     Arc::new(Node {
         kernel: Arc::clone(kernel),
         destinations: Arc::clone(destinations),
@@ -385,6 +385,16 @@ fn node(
         connect_timeout: config.proxy.connect_timeout,
         handshake_timeout: t.connect_timeout,
         keepalive: Keepalive { idle: k.idle, interval: k.interval, probes: u32::from(k.probes) },
+        http: HttpLimits {
+            first_bytes: http.first_bytes_timeout,
+            head: http.head_timeout,
+            idle: Some(http.idle_timeout).filter(|idle| !idle.is_zero()),
+            head_bytes: http.max_head_size,
+            fields: http.max_fields.into(),
+            streams: http.max_streams,
+            stream_window: http.stream_window,
+            connection_window: http.connection_window,
+        },
         handshakes: Arc::new(Handshakes::new(Limits::of(descriptors))),
         // Most connections hold one descriptor.
         share_of_a_pod: descriptors / 2,

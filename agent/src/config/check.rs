@@ -122,6 +122,8 @@ impl Check {
             ("tunnel.connectTimeout", tunnel.connect_timeout, Duration::from_millis(1)),
             ("tunnel.answerTimeout", tunnel.answer_timeout, Duration::from_millis(1)),
             ("proxy.connectTimeout", proxy.connect_timeout, Duration::from_millis(1)),
+            ("proxy.http.firstBytesTimeout", proxy.http.first_bytes_timeout, Duration::from_millis(1)),
+            ("proxy.http.headTimeout", proxy.http.head_timeout, Duration::from_millis(1)),
             // The kernel counts both in whole seconds, and up to 32767.
             ("proxy.keepalive.idle", proxy.keepalive.idle, second),
             ("proxy.keepalive.interval", proxy.keepalive.interval, second),
@@ -144,7 +146,7 @@ impl Check {
     }
 
     fn numbers(&mut self, config: &Config) {
-        let tunnel = &config.tunnel;
+        let (tunnel, http) = (&config.tunnel, &config.proxy.http);
         let most = u64::from(u32::MAX);
         for (field, value, least, most) in [
             // RFC 9113, sections 6.5.2 and 6.9.1.
@@ -156,6 +158,12 @@ impl Check {
             ("tunnel.maxPeerStreams", tunnel.max_peer_streams, 1, most),
             ("certificates.concurrency", config.certificates.concurrency.into(), 1, most),
             ("proxy.workers", config.proxy.workers.into(), 0, 1024),
+            // What hyper reads a head into holds a little more than the most.
+            ("proxy.http.maxHeadSize", http.max_head_size, 8 << 10, 256 << 10),
+            ("proxy.http.maxFields", http.max_fields.into(), 1, 10_000),
+            ("proxy.http.maxStreams", http.max_streams, 1, most),
+            ("proxy.http.streamWindow", http.stream_window, 65_535, (1 << 31) - 1),
+            ("proxy.http.connectionWindow", http.connection_window, 65_535, (1 << 31) - 1),
             ("proxy.keepalive.probes", config.proxy.keepalive.probes.into(), 1, 127),
         ] {
             if !(least..=most).contains(&u64::from(value)) {

@@ -16,8 +16,8 @@ use serde::{Deserialize, Serialize};
 pub use controller::ControllerConfig;
 pub use example::example;
 pub use sections::{
-    Capture, CapturePreference, Certificates, Controller, Discovery, Embedded, IssuerKind, Istio, Keepalive,
-    Node, Proxy, Spire, Tls, Tunnel,
+    Capture, CapturePreference, Certificates, Controller, Discovery, Embedded, Http, IssuerKind, Istio,
+    Keepalive, Node, Proxy, Spire, Tls, Tunnel,
 };
 
 use crate::admin::AdminConfig;

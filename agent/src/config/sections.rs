@@ -410,6 +410,9 @@ pub struct Proxy {
     pub drain_deadline: Duration,
     /// TCP keepalive on every connection that the agent holds.
     pub keepalive: Keepalive,
+    /// Of requests to ports on which a policy that is in force looks at requests. Nothing else is asked for
+    /// HTTP, or held to these.
+    pub http: Http,
 }
 
 impl Default for Proxy {
@@ -419,6 +422,58 @@ impl Default for Proxy {
             connect_timeout: Duration::from_secs(10),
             drain_deadline: Duration::from_secs(25),
             keepalive: Keepalive::default(),
+            http: Http::default(),
+        }
+    }
+}
+
+/// Requests that are judged.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Http {
+    /// How long a connection's first bytes may take to come and to be a request's. One of another kind,
+    /// or on which the server speaks first, ends with the cause not_http.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "String")]
+    pub first_bytes_timeout: Duration,
+    /// How long the head of a request of HTTP/1 may take, from its first byte on; the client is told 408.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "String")]
+    pub head_timeout: Duration,
+    /// How long a connection may be kept while no request is open; 0s means for as long as the client and
+    /// the application like.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "String")]
+    pub idle_timeout: Duration,
+    /// The largest head of a request, and answer of HTTP/2: 8KiB to 256KiB; the client is told 431.
+    #[serde(with = "units::bytes")]
+    #[schemars(with = "String")]
+    pub max_head_size: u32,
+    /// How many header fields a request may have; the client is told 431.
+    pub max_fields: u16,
+    /// How many requests one connection of HTTP/2 may have open.
+    pub max_streams: u32,
+    /// How much of one request or answer of HTTP/2 may be under way before its reader has to keep up.
+    #[serde(with = "units::bytes")]
+    #[schemars(with = "String")]
+    pub stream_window: u32,
+    /// The same for all of a connection together.
+    #[serde(with = "units::bytes")]
+    #[schemars(with = "String")]
+    pub connection_window: u32,
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        Self {
+            first_bytes_timeout: Duration::from_secs(10),
+            head_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::ZERO,
+            max_head_size: 60 << 10,
+            max_fields: 100,
+            max_streams: 250,
+            stream_window: 256 << 10,
+            connection_window: 1 << 20,
         }
     }
 }

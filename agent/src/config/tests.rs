@@ -72,6 +72,16 @@ fn what_is_wrong_is_named_with_its_place() {
         ("admin: {socket: ''}", "1:17: admin.socket: must not be empty"),
         ("admin: {healthAddress: 15021}", "1:24: admin.healthAddress: "),
         ("proxy: {keepalive: {idle: 500ms}}", "1:27: proxy.keepalive.idle: must be at least 1s"),
+        ("proxy: {http: {headTimeout: 0s}}", "1:29: proxy.http.headTimeout: must be at least 1ms"),
+        (
+            "proxy: {http: {maxHeadSize: 1KiB}}",
+            "1:29: proxy.http.maxHeadSize: must be 8192 to 262144, not 1024",
+        ),
+        ("proxy: {http: {maxHeadSize: 1MiB}}", "1:29: proxy.http.maxHeadSize: must be 8192 to 262144"),
+        ("proxy: {http: {maxFields: 0}}", "1:27: proxy.http.maxFields: must be 1 to 10000, not 0"),
+        ("proxy: {http: {maxStreams: 0}}", "1:28: proxy.http.maxStreams: must be 1 to"),
+        ("proxy: {http: {streamWindow: 1KiB}}", "1:30: proxy.http.streamWindow: must be 65535 to"),
+        ("proxy: {http: {idleTimeout: 5}}", "1:29: proxy.http.idleTimeout: a duration is written like"),
         (
             "certificates:\n  embedded: {lifetime: 10s}",
             "2:24: certificates.embedded.lifetime: must be at least 1m",

@@ -269,7 +269,7 @@ pub(super) async fn judged_requests(
     stop: &Stop,
 ) -> End {
     let tally = Arc::new(http::Tally::new(pod.node.telemetry.clone()));
-    let service = service(judge, &tally);
+    let service = service(pod, judge, &tally);
     let application = http::Socket::new(application);
     // Boxed, as in `while_wanted`.
     let outcome = Box::pin(http::serve(client, application, service, record.counts(), stop)).await;
@@ -277,8 +277,8 @@ pub(super) async fn judged_requests(
     End { cause: outcome.cause, detail: outcome.detail.or_else(|| tally.told()) }
 }
 
-fn service(judge: &Arc<dyn http::Judge>, tally: &Arc<http::Tally>) -> http::Service {
-    http::Service { judge: Arc::clone(judge), observer: tally.clone(), limits: http::Limits::default() }
+fn service(pod: &PodProxy, judge: &Arc<dyn http::Judge>, tally: &Arc<http::Tally>) -> http::Service {
+    http::Service { judge: Arc::clone(judge), observer: tally.clone(), limits: pod.node.http }
 }
 
 /// What is heard of the requests of a connection, where nothing that decides depends on them.
@@ -292,7 +292,7 @@ impl Heard {
     /// None where nobody wants to know.
     pub(super) fn of(pod: &PodProxy, judge: Option<&Arc<dyn http::Judge>>) -> Option<Self> {
         let tally = Arc::new(http::Tally::new(pod.node.telemetry.clone()));
-        let tap = Box::new(http::Tap::new(service(judge?, &tally)));
+        let tap = Box::new(http::Tap::new(service(pod, judge?, &tally)));
         Some(Self { tap, tally })
     }
 

@@ -21,6 +21,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 pub use admission::{Handshakes, Limits};
+pub use http::Limits as HttpLimits;
 #[doc(hidden)]
 pub use http::fuzz_requests;
 pub use node::Node;

@@ -10,6 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use super::admission::{Handshakes, Rate};
 use super::authorize::Authorizer;
 use super::dial::{DialError, Dialer};
+use super::http;
 use super::tunnel::{Baggage, BaggageFields, ClientSettings, Pool, ServerSettings};
 use crate::bpf::Kernel;
 use crate::discovery::Snapshot;
@@ -29,6 +30,8 @@ pub struct Node {
     pub connect_timeout: Duration,
     pub handshake_timeout: Duration,
     pub keepalive: Keepalive,
+    /// Of requests that are judged.
+    pub http: http::Limits,
     pub handshakes: Arc<Handshakes>,
     /// How many connections, and streams in tunnels to it, one pod may have in the agent at once.
     pub share_of_a_pod: usize,

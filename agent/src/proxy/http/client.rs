@@ -102,21 +102,31 @@ pub(super) struct Phase(Arc<watch::Sender<Now>>);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Now {
-    Idle,
+    /// Since then.
+    Idle(Instant),
     /// A head has begun, and is not complete.
     Head(Instant),
-    /// A request is being served.
-    Busy,
+    /// So many requests are being served.
+    Busy(usize),
+}
+
+/// What has not come in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Late {
+    /// The rest of a head.
+    Head,
+    /// Another request.
+    Request,
 }
 
 impl Phase {
     pub(super) fn new() -> Self {
-        Self(Arc::new(watch::Sender::new(Now::Idle)))
+        Self(Arc::new(watch::Sender::new(Now::Idle(Instant::now()))))
     }
 
     fn bytes_came(&self) {
         self.0.send_if_modified(|now| {
-            let began = *now == Now::Idle;
+            let began = matches!(now, Now::Idle(_));
             if began {
                 *now = Now::Head(Instant::now());
             }
@@ -125,26 +135,52 @@ impl Phase {
     }
 
     pub(super) fn request_began(&self) {
-        self.0.send_replace(Now::Busy);
+        self.0.send_modify(|now| {
+            let before = if let Now::Busy(requests) = now { *requests } else { 0 };
+            *now = Now::Busy(before + 1);
+        });
     }
 
     pub(super) fn request_ended(&self) {
-        self.0.send_replace(Now::Idle);
+        self.0.send_modify(|now| {
+            *now = match now {
+                Now::Busy(requests @ 2..) => Now::Busy(*requests - 1),
+                _ => Now::Idle(Instant::now()),
+            };
+        });
     }
 
-    /// Ready when a head has taken longer than `limit`.
-    pub(super) async fn overdue(&self, limit: Duration) {
+    /// Ready when a head has taken longer than `head`, or the next one longer than `idle` to begin.
+    pub(super) async fn late(&self, head: Duration, idle: Option<Duration>) -> Late {
+        self.longer(|now| match now {
+            Now::Head(began) => Some((began + head, Late::Head)),
+            Now::Idle(since) => Some((since + idle?, Late::Request)),
+            Now::Busy(_) => None,
+        })
+        .await
+    }
+
+    /// Ready when no request was open for longer than `limit`, in HTTP/2, where bytes need not be a head's.
+    pub(super) async fn idle(&self, limit: Option<Duration>) {
+        self.longer(|now| match now {
+            Now::Head(since) | Now::Idle(since) => Some((since + limit?, ())),
+            Now::Busy(_) => None,
+        })
+        .await;
+    }
+
+    async fn longer<T>(&self, until: impl Fn(Now) -> Option<(Instant, T)>) -> T {
         let mut now = self.0.subscribe();
         loop {
             let phase = *now.borrow_and_update();
-            match phase {
-                Now::Head(began) => {
-                    if tokio::time::timeout_at(began + limit, now.changed()).await.is_err() {
-                        return;
+            match until(phase) {
+                Some((end, late)) => {
+                    if tokio::time::timeout_at(end, now.changed()).await.is_err() {
+                        return late;
                     }
                 }
                 // Never an error: we hold the sender.
-                _ => drop(now.changed().await),
+                None => drop(now.changed().await),
             }
         }
     }

@@ -16,9 +16,9 @@ use tokio::sync::Mutex;
 use tokio::time::timeout;
 
 use super::Connection;
-use super::client::{Client, Transport};
+use super::answer;
+use super::client::{Client, Late, Transport};
 use super::request::{Application, handle};
-use super::{answer, shape};
 use crate::lifecycle::Stop;
 use crate::model::Cause;
 use crate::proxy::deliver::Outcome;
@@ -37,6 +37,7 @@ pub(super) async fn serve<T: Transport>(
         Ok((sender, application)) => (sender, application.with_upgrades()),
         Err(e) => return Outcome { cause: Cause::ServerReset, detail: Some(e.to_string()) },
     };
+    let limits = connection.service.limits;
     let mut application = Box::pin(application);
     let sender = Arc::new(Application::Http1(Mutex::new(sender)));
     let service = service_fn({
@@ -47,12 +48,13 @@ pub(super) async fn serve<T: Transport>(
         .preserve_header_case(true)
         .auto_date_header(false)
         .header_read_timeout(None)
-        .max_headers(shape::MAX_FIELDS)
-        .max_header_size(MAX_HEAD)
+        .max_headers(limits.fields)
+        .max_header_size(limits.head_bytes as usize)
         .serve_connection(TokioIo::new(client), service)
         .with_upgrades();
     let mut reviewing = pin!(reviewed(&connection));
     let mut application_lives = true;
+    let mut is_leaving = false;
     let done = loop {
         tokio::select! {
             biased;
@@ -73,8 +75,12 @@ pub(super) async fn serve<T: Transport>(
                     std::pin::Pin::new(&mut client).graceful_shutdown();
                 }
             }
-            () = connection.phase.overdue(connection.service.limits.head) => {
-                return timed_out(client.into_parts().map(|parts| parts.io.into_inner())).await;
+            late = connection.phase.late(limits.head, limits.idle.filter(|_| !is_leaving)) => match late {
+                Late::Head => return timed_out(client.into_parts().map(|parts| parts.io.into_inner())).await,
+                Late::Request => {
+                    is_leaving = true;
+                    std::pin::Pin::new(&mut client).graceful_shutdown();
+                }
             }
         }
     };
@@ -142,6 +148,4 @@ async fn timed_out(client: Option<Client<impl Transport>>) -> Outcome {
     Outcome { cause: Cause::BadRequest, detail: Some("the head of a request did not end in time".into()) }
 }
 
-/// As Envoy's.
-pub(super) const MAX_HEAD: usize = 60 * 1024;
 const LAST_WORDS: Duration = Duration::from_secs(1);

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Connection;
 use super::client::{Client, Transport};
-use super::http1::{MAX_HEAD, chain, reviewed};
+use super::http1::{chain, reviewed};
 use super::request::{Application, handle};
 use crate::lifecycle::Stop;
 use crate::model::Cause;
@@ -27,12 +27,13 @@ pub(super) async fn serve<T: Transport>(
     connection: Arc<Connection>,
     stop: &Stop,
 ) -> Outcome {
+    let limits = connection.service.limits;
     let settled = CancellationToken::new();
     let application = Settling { below: application, was_read: false, settled: settled.clone() };
     let handshake = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
-        .max_header_list_size(MAX_HEAD as u32)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(limits.head_bytes)
+        .initial_stream_window_size(limits.stream_window)
+        .initial_connection_window_size(limits.connection_window)
         .handshake(TokioIo::new(application))
         .await;
     let (sender, mut application) = match handshake {
@@ -54,16 +55,17 @@ pub(super) async fn serve<T: Transport>(
     let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
     builder
         .auto_date_header(false)
-        .max_header_list_size(MAX_HEAD as u32)
-        .max_concurrent_streams(MAX_STREAMS)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW);
+        .max_header_list_size(limits.head_bytes)
+        .max_concurrent_streams(limits.streams)
+        .initial_stream_window_size(limits.stream_window)
+        .initial_connection_window_size(limits.connection_window);
     if application.is_extended_connect_protocol_enabled() {
         builder.enable_connect_protocol();
     }
     let mut client = builder.serve_connection(TokioIo::new(client), service);
     let mut reviewing = pin!(reviewed(&connection));
     let mut application_lives = true;
+    let mut is_leaving = false;
     let done = loop {
         tokio::select! {
             biased;
@@ -76,6 +78,10 @@ pub(super) async fn serve<T: Transport>(
                     connection.fail(Cause::ServerReset, chain(&e));
                 }
                 // It said GOAWAY, or nothing more: streams that live go on.
+                Pin::new(&mut client).graceful_shutdown();
+            }
+            () = connection.phase.idle(limits.idle), if !is_leaving => {
+                is_leaving = true;
                 Pin::new(&mut client).graceful_shutdown();
             }
         }
@@ -156,6 +162,3 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Settling<T> {
 }
 
 const SETTINGS_TIME: Duration = Duration::from_secs(1);
-const STREAM_WINDOW: u32 = 256 * 1024;
-const CONNECTION_WINDOW: u32 = 1024 * 1024;
-const MAX_STREAMS: u32 = 250;

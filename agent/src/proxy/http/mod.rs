@@ -67,17 +67,39 @@ impl Service {
     }
 }
 
-#[derive(Clone, Copy, Debug)]
+/// What is asked of whoever sends requests that are judged. Those of Envoy, where it has one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// For the first bytes of the connection to come, and to be a request's.
     pub first_bytes: Duration,
     /// For the head of a request, from its first byte on.
     pub head: Duration,
+    /// Between requests, while none is open. None: as long as it likes.
+    pub idle: Option<Duration>,
+    /// Bytes of a head.
+    pub head_bytes: u32,
+    /// Fields of a head.
+    pub fields: usize,
+    /// Requests at once on one connection of HTTP/2.
+    pub streams: u32,
+    /// Bytes that may be under way in one request of HTTP/2 before its reader has to keep up.
+    pub stream_window: u32,
+    /// The same, of all requests of a connection together.
+    pub connection_window: u32,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { first_bytes: Duration::from_secs(10), head: Duration::from_secs(10) }
+        Self {
+            first_bytes: Duration::from_secs(10),
+            head: Duration::from_secs(10),
+            idle: None,
+            head_bytes: 60 << 10,
+            fields: 100,
+            streams: 250,
+            stream_window: 256 << 10,
+            connection_window: 1 << 20,
+        }
     }
 }
 

@@ -21,13 +21,13 @@ struct Table {
 }
 
 impl Requests {
+    /// One that `phase` was told of.
     pub(super) fn enter(self: &Arc<Self>, asked: Arc<Asked>, phase: Phase) -> Arc<Serving> {
         let mut open = self.lock();
         open.next += 1;
         let number = open.next;
         let revoked = CancellationToken::new();
         open.requests.insert(number, (asked, revoked.clone()));
-        phase.request_began();
         Arc::new(Serving { requests: Arc::clone(self), number, revoked, phase })
     }
 

@@ -49,7 +49,7 @@ pub(super) async fn handle(
     let upgrade = request.extensions().get::<OnUpgrade>().is_some().then(|| hyper::upgrade::on(&mut request));
     let service = &connection.service;
     let (mut parts, body) = request.into_parts();
-    let asked = match shape::prepare(&mut parts, service.judge.normalization()) {
+    let asked = match shape::prepare(&mut parts, service.judge.normalization(), service.limits.fields) {
         Ok(asked) => Arc::new(asked),
         Err(bad) => {
             let response = refuse(&connection, &parts, bad);

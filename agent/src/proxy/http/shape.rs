@@ -47,7 +47,7 @@ pub(super) enum Bad {
     Target,
     #[error("a Connection field that names what is not for one connection")]
     Connection,
-    #[error("more than {MAX_FIELDS} header fields")]
+    #[error("too many header fields")]
     Fields,
     #[error("CONNECT, which would carry requests that nobody judges")]
     Connect,
@@ -63,12 +63,9 @@ impl Bad {
     }
 }
 
-/// As Envoy's.
-pub(super) const MAX_FIELDS: usize = 100;
-
 /// Changes `parts` into what is sent on if it is allowed.
-pub(super) fn prepare(parts: &mut Parts, how: PathNormalization) -> Result<Asked, Bad> {
-    if parts.headers.len() > MAX_FIELDS {
+pub(super) fn prepare(parts: &mut Parts, how: PathNormalization, fields: usize) -> Result<Asked, Bad> {
+    if parts.headers.len() > fields {
         return Err(Bad::Fields);
     }
     let is_websocket = parts.extensions.get::<hyper::ext::Protocol>().is_some();
@@ -235,6 +232,8 @@ fn is_upgrade_judged(headers: &HeaderMap) -> bool {
 mod tests {
     use super::*;
 
+    const MAX_FIELDS: usize = 100;
+
     fn parts(version: Version, target: &str, headers: &[(&str, &str)]) -> Parts {
         let mut request = http::Request::builder().version(version).uri(target);
         for (name, value) in headers {
@@ -245,7 +244,7 @@ mod tests {
 
     fn prepared(target: &str, headers: &[(&str, &str)]) -> Result<(Asked, Parts), Bad> {
         let mut parts = parts(Version::HTTP_11, target, headers);
-        prepare(&mut parts, PathNormalization::Base).map(|asked| (asked, parts))
+        prepare(&mut parts, PathNormalization::Base, MAX_FIELDS).map(|asked| (asked, parts))
     }
 
     #[test]
@@ -274,7 +273,10 @@ mod tests {
             assert_eq!(prepared(target, headers).err(), Some(expected), "{target} {headers:?}");
         }
         let mut old = parts(Version::HTTP_10, "/", &[]);
-        assert_eq!(prepare(&mut old, PathNormalization::Base).map(|asked| asked.host), Ok(String::new()));
+        assert_eq!(
+            prepare(&mut old, PathNormalization::Base, MAX_FIELDS).map(|asked| asked.host),
+            Ok(String::new())
+        );
     }
 
     #[test]
@@ -338,7 +340,7 @@ mod tests {
         }
         let mut connect = parts(Version::HTTP_11, "shop:80", &[("host", "shop:80")]);
         connect.method = Method::CONNECT;
-        assert_eq!(prepare(&mut connect, PathNormalization::Base).err(), Some(Bad::Connect));
+        assert_eq!(prepare(&mut connect, PathNormalization::Base, MAX_FIELDS).err(), Some(Bad::Connect));
         let many: Vec<(String, &str)> = (0..=MAX_FIELDS).map(|n| (format!("x-{n}"), "")).collect();
         let many: Vec<(&str, &str)> = many.iter().map(|(name, value)| (&**name, *value)).collect();
         assert_eq!(prepared("/", &many).err(), Some(Bad::Fields));

@@ -4,8 +4,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Uri, Version};
 
-use super::super::http1::MAX_HEAD;
-use super::super::shape::MAX_FIELDS;
+use super::super::Limits;
 use super::{After, Heard};
 
 #[derive(Default)]
@@ -40,7 +39,12 @@ enum Then {
 }
 
 impl Http1 {
-    pub(super) fn read<'a>(&mut self, mut bytes: &'a [u8], hear: &mut dyn FnMut(Heard)) -> After<'a> {
+    pub(super) fn read<'a>(
+        &mut self,
+        mut bytes: &'a [u8],
+        limits: &Limits,
+        hear: &mut dyn FnMut(Heard),
+    ) -> After<'a> {
         while !bytes.is_empty() {
             if let At::Body(left) | At::Chunk(left) = &mut self.at {
                 let n = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
@@ -58,14 +62,14 @@ impl Http1 {
             }
             let line_began = self.held.len();
             let is_line = self.take_line(&mut bytes);
-            if self.held.len() > MAX_HEAD {
+            if self.held.len() > limits.head_bytes as usize {
                 hear(Heard::Unreadable("a head, or a line of a body, is too long"));
                 return After::Nothing;
             }
             if !is_line {
                 break;
             }
-            match self.line(line_began, hear) {
+            match self.line(line_began, limits, hear) {
                 Err(why) => {
                     hear(Heard::Unreadable(why));
                     return After::Nothing;
@@ -91,7 +95,12 @@ impl Http1 {
     }
 
     /// Whether the request ends with this line, which is the last that is held.
-    fn line(&mut self, began: usize, hear: &mut dyn FnMut(Heard)) -> Result<bool, &'static str> {
+    fn line(
+        &mut self,
+        began: usize,
+        limits: &Limits,
+        hear: &mut dyn FnMut(Heard),
+    ) -> Result<bool, &'static str> {
         // The line may have begun in what was held before.
         let began = self.held[..began].iter().rposition(|b| *b == b'\n').map_or(0, |end| end + 1);
         let line = self.held[began..].trim_ascii_end();
@@ -100,7 +109,7 @@ impl Http1 {
             // RFC 9112, 2.2: empty lines ahead of a request are to be ignored.
             At::Head if began == 0 => {}
             At::Head => {
-                let parts = parse(&self.held)?;
+                let parts = parse(&self.held, limits.fields)?;
                 self.at = body(&parts)?;
                 self.then = then(&parts);
                 self.held = Vec::new();
@@ -136,8 +145,8 @@ impl Http1 {
     }
 }
 
-fn parse(head: &[u8]) -> Result<Parts, &'static str> {
-    let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
+fn parse(head: &[u8], fields: usize) -> Result<Parts, &'static str> {
+    let mut fields = vec![httparse::EMPTY_HEADER; fields];
     let mut parsed = httparse::Request::new(&mut fields);
     match parsed.parse(head) {
         Ok(httparse::Status::Complete(_)) => {}

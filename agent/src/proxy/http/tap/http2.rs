@@ -5,8 +5,8 @@ use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderName, HeaderValue, Method, Request, Uri, Version};
 
+use super::super::Limits;
 use super::super::detect::PREFACE;
-use super::super::http1::MAX_HEAD;
 use super::hpack::Decoder;
 use super::{After, Heard};
 
@@ -40,7 +40,13 @@ impl Default for Http2 {
 }
 
 impl Http2 {
-    pub(super) fn read<'a>(&mut self, mut bytes: &'a [u8], hear: &mut dyn FnMut(Heard)) -> After<'a> {
+    pub(super) fn read<'a>(
+        &mut self,
+        mut bytes: &'a [u8],
+        limits: &Limits,
+        hear: &mut dyn FnMut(Heard),
+    ) -> After<'a> {
+        let most = limits.head_bytes as usize;
         while !bytes.is_empty() {
             let next = match &mut self.at {
                 At::Pass(left) => {
@@ -51,14 +57,14 @@ impl Http2 {
                 }
                 At::Head(head) => {
                     take(head, FRAME_HEAD, &mut bytes);
-                    Frame::of(head).map(|frame| frame.begins(self.block.as_ref()))
+                    Frame::of(head).map(|frame| frame.begins(self.block.as_ref(), most))
                 }
                 At::Headers { frame, payload } => {
                     take(payload, frame.len, &mut bytes);
                     let (frame, is_whole) = (*frame, payload.len() == frame.len);
                     is_whole
                         .then(|| std::mem::take(payload))
-                        .map(|payload| self.headers(frame, &payload, hear))
+                        .map(|payload| self.headers(frame, &payload, most, hear))
                 }
             };
             match next {
@@ -77,6 +83,7 @@ impl Http2 {
         &mut self,
         frame: Frame,
         payload: &[u8],
+        most: usize,
         hear: &mut dyn FnMut(Heard),
     ) -> Result<At, &'static str> {
         let mut block = self.block.take().unwrap_or_default();
@@ -85,7 +92,7 @@ impl Http2 {
             self.block = Some(block);
             return Ok(At::Head(Vec::new()));
         }
-        let fields = self.decoder.decode(&block, MAX_HEAD)?;
+        let fields = self.decoder.decode(&block, most)?;
         // Trailers have none of those.
         if fields.first().is_some_and(|(name, _)| name.starts_with(b":")) {
             hear(match parts(fields) {
@@ -112,14 +119,14 @@ impl Frame {
     }
 
     /// A header block is in frames that follow each other (RFC 9113, 6.10).
-    fn begins(self, block: Option<&Vec<u8>>) -> Result<At, &'static str> {
+    fn begins(self, block: Option<&Vec<u8>>, most: usize) -> Result<At, &'static str> {
         match (self.kind, block) {
             (HEADERS, None) | (CONTINUATION, Some(_)) => {}
             (CONTINUATION, None) | (_, Some(_)) => return Err("a header block that is no whole"),
             (_, None) if self.len == 0 => return Ok(At::Head(Vec::new())),
             (_, None) => return Ok(At::Pass(self.len as u64)),
         }
-        if self.len + block.map_or(0, Vec::len) > MAX_HEAD {
+        if self.len + block.map_or(0, Vec::len) > most {
             return Err("a head is too long");
         }
         Ok(At::Headers { frame: self, payload: Vec::new() })

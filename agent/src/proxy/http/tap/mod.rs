@@ -77,8 +77,8 @@ impl Tap {
                 let (came, may_switch) = (mem::take(came), *may_switch);
                 return self.detected(came, may_switch, bytes);
             }
-            Reading::Http1(reader) => reader.read(bytes, &mut |heard| self.hear(heard)),
-            Reading::Http2(reader) => reader.read(bytes, &mut |heard| self.hear(heard)),
+            Reading::Http1(reader) => reader.read(bytes, &self.service.limits, &mut |heard| self.hear(heard)),
+            Reading::Http2(reader) => reader.read(bytes, &self.service.limits, &mut |heard| self.hear(heard)),
             Reading::Over => After::Nothing,
         };
         match after {
@@ -118,7 +118,7 @@ impl Tap {
             Heard::Request(parts) => parts,
             Heard::Unreadable(why) => return self.service.advise(About::Unreadable { why }, None),
         };
-        match shape::prepare(&mut parts, self.service.judge.normalization()) {
+        match shape::prepare(&mut parts, self.service.judge.normalization(), self.service.limits.fields) {
             Ok(asked) => {
                 let request = asked.request();
                 let Request { method, host, path, .. } = request;

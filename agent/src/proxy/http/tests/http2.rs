@@ -70,7 +70,11 @@ struct Http2 {
 
 impl Http2 {
     async fn new(judge: Arc<TestJudge>) -> Self {
-        let rig = Rig::new(judge).await;
+        Self::with(judge, Limits::default()).await
+    }
+
+    async fn with(judge: Arc<TestJudge>, limits: Limits) -> Self {
+        let rig = Rig::with(judge, limits).await;
         let (taken, requests) = mpsc::unbounded_channel::<Taken>();
         let service = service_fn(move |request| {
             let taken = taken.clone();
@@ -334,4 +338,22 @@ async fn a_stop_ends_every_stream() {
     assert_eq!(timeout(LONG, http2.served).await.unwrap().unwrap().cause, Cause::PolicyRevoked);
     assert!(asked.await.unwrap().is_err());
     timeout(LONG, answer.closed()).await.expect("the application still works on it");
+}
+
+#[tokio::test]
+async fn a_connection_without_streams_is_ended_where_that_is_asked_for_and_one_with_is_not() {
+    let idle = Duration::from_millis(50);
+    let limits = Limits { idle: Some(idle), streams: 1, ..Limits::default() };
+    let mut http2 = Http2::with(TestJudge::new(|_| true), limits).await;
+    let first = http2.ask(get("/1"));
+    let (_, answer) = http2.take().await;
+    let second = http2.ask(get("/2"));
+    tokio::time::sleep(3 * idle).await;
+    assert!(http2.requests.try_recv().is_err(), "more at once than is configured");
+    let _ = answer.send(http::Response::new(whole("")));
+    assert_eq!(first.await.unwrap().unwrap().status(), 200);
+    let (_, answer) = http2.take().await;
+    let _ = answer.send(http::Response::new(whole("")));
+    assert_eq!(second.await.unwrap().unwrap().status(), 200);
+    assert_eq!(timeout(LONG, http2.served).await.unwrap().unwrap().cause, Cause::Closed);
 }
