@@ -256,10 +256,11 @@ impl Judge for Requests {
     }
 
     fn judge(&self, request: &Request<'_>) -> Ruling {
-        match self.authorizer.standing().evaluate(&self.conn, Some(request)) {
-            Verdict::Allow { by } => Ruling::Allow { by: by.into_iter().next() },
-            Verdict::Deny { by, why } => Ruling::Deny { by, cause: why.cause(), why: why.to_string() },
-        }
+        self.authorizer.standing().evaluate(&self.conn, Some(request)).into()
+    }
+
+    fn not_http(&self) -> Ruling {
+        self.authorizer.standing().evaluate(&self.conn, None).into()
     }
 
     fn normalization(&self) -> PathNormalization {

@@ -255,21 +255,23 @@ async fn connection(
             return ended.into();
         }
     };
-    let client = http::Tunnelled::new(tunnel, permit.stop().clone());
-    judged_requests(pod, client, upstream, judge, record, permit.stop()).await
+    let told = permit.stop().child();
+    let client = http::Tunnelled::new(tunnel, told.clone());
+    judged_requests(pod, client, told, upstream, judge, record, permit.stop()).await
 }
 
-/// Delivers the requests of `client` that policy allows.
+/// Delivers the requests of `client` that policy allows; `told` says what ends it.
 pub(super) async fn judged_requests(
     pod: &PodProxy,
     client: impl http::Transport,
+    told: Stop,
     application: TcpStream,
     judge: &Arc<dyn http::Judge>,
     record: &Record,
     stop: &Stop,
 ) -> End {
     let tally = Arc::new(http::Tally::new(pod.node.telemetry.clone()));
-    let service = service(pod, judge, &tally);
+    let service = http::Service { client: told, ..service(pod, judge, &tally) };
     let application = http::Socket::new(application);
     // Boxed, as in `while_wanted`.
     let outcome = Box::pin(http::serve(client, application, service, record.counts(), stop)).await;
@@ -278,7 +280,8 @@ pub(super) async fn judged_requests(
 }
 
 fn service(pod: &PodProxy, judge: &Arc<dyn http::Judge>, tally: &Arc<http::Tally>) -> http::Service {
-    http::Service { judge: Arc::clone(judge), observer: tally.clone(), limits: pod.node.http }
+    let (judge, observer) = (Arc::clone(judge), tally.clone());
+    http::Service { judge, observer, limits: pod.node.http, client: Stop::default() }
 }
 
 /// What is heard of the requests of a connection, where nothing that decides depends on them.

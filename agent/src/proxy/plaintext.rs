@@ -64,7 +64,8 @@ async fn judged(
     pod.node.telemetry.plaintext_admitted();
     match permit.requests() {
         Some(judge) if judge.binding() => {
-            judged_requests(pod, http::Socket::new(stream), upstream, judge, record, permit.stop()).await
+            let (client, told) = (http::Socket::new(stream), permit.stop().child());
+            judged_requests(pod, client, told, upstream, judge, record, permit.stop()).await
         }
         advised => {
             let mut heard = Heard::of(pod, advised);

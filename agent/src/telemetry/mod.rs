@@ -131,9 +131,9 @@ impl Telemetry {
         self.inner.metrics.own.refused(direction, cause);
     }
 
-    /// A request that was not delivered, by one word for why.
-    pub fn request_denied(&self, cause: &'static str) {
-        self.inner.metrics.own.request_denied(cause);
+    /// A request that was not delivered, by one word for why, and the resource, where it was one.
+    pub fn request_denied(&self, cause: &'static str, policy: Option<&Arc<str>>) {
+        self.inner.metrics.policy.denied_request(cause, policy);
     }
 
     /// What would have become of a request if the policies that only run dry were in force.

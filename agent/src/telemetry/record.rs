@@ -57,6 +57,7 @@ impl Teller {
         let mut facts = lock(&self.live.facts);
         facts.policy.clone_from(&denial.policy);
         (facts.rule, facts.reason) = (denial.rule, Some(denial.reason));
+        facts.is_denied = true;
     }
 }
 
@@ -164,6 +165,15 @@ impl Record {
         self.teller().denied(denial);
     }
 
+    /// Policy refuses a request of the connection, and not the connection.
+    pub fn set_denied_request(&self, denial: &Denial) {
+        let mut facts = lock(&self.live.facts);
+        if !facts.is_denied {
+            facts.policy.clone_from(&denial.policy);
+            (facts.rule, facts.reason) = (denial.rule, Some(denial.reason));
+        }
+    }
+
     /// For whoever ends the connection later on and knows why.
     pub fn teller(&self) -> Teller {
         Teller { live: Arc::clone(&self.live) }
@@ -210,7 +220,7 @@ impl Record {
         if !facts.established && !cause.is_success() {
             inner.metrics.own.refused(self.live.opened.direction, cause);
         }
-        if let Some(reason) = facts.reason {
+        if let Some(reason) = facts.reason.filter(|_| facts.is_denied) {
             inner.metrics.policy.denied(reason, facts.policy.as_ref());
         }
         if let Some(log) = &inner.log {
@@ -250,6 +260,8 @@ struct Facts {
     rule: Option<u32>,
     reason: Option<&'static str>,
     phase: Option<&'static str>,
+    /// The connection itself is what those denied.
+    is_denied: bool,
     dry_run: Option<String>,
     audit: Option<String>,
     trace: Option<u128>,
@@ -516,6 +528,29 @@ mod tests {
         for record in records {
             record.finish(Cause::Closed, None);
         }
+    }
+
+    #[test]
+    fn a_request_that_is_denied_is_told_of_and_its_connection_is_not() {
+        let (telemetry, output) = telemetry(|_| {});
+        let of = |policy: &str| Denial { policy: Some(policy.into()), rule: Some(2), reason: "deny_matched" };
+        let record = telemetry.open(opened(Direction::Inbound));
+        record.established();
+        record.set_denied_request(&of("shop/requests"));
+        record.finish(Cause::Closed, None);
+        assert!(!telemetry.metrics_text().unwrap().contains("underpass_policy_denied_connections_total{"));
+
+        let record = telemetry.open(opened(Direction::Inbound));
+        record.established();
+        record.teller().denied(&of("shop/connections"));
+        record.set_denied_request(&of("shop/requests"));
+        record.finish(Cause::PolicyRevoked, None);
+        let [first, second] = &lines(&telemetry, &output)[..] else { panic!() };
+        let told = |line: &serde_json::Value| {
+            ["policy", "rule", "reason", "verdict"].map(|key| line[key].to_string())
+        };
+        assert_eq!(told(first), ["\"shop/requests\"", "2", "\"deny_matched\"", "\"allow\""]);
+        assert_eq!(told(second), ["\"shop/connections\"", "2", "\"deny_matched\"", "\"deny\""]);
     }
 
     #[test]

@@ -14,7 +14,7 @@ mod tunnelled;
 pub use outcome::Outcome;
 pub use plain::copy_tcp;
 pub use tcp::{arm_reset, broken, disarm_reset, reset};
-pub use tunnelled::{REVOKED, copy};
+pub use tunnelled::{NOT_HTTP, REVOKED, copy};
 
 /// Reads what a client says on its way to the server. Nothing waits for it.
 pub trait Watch: Send {

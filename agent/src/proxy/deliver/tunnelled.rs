@@ -257,6 +257,7 @@ impl Relay<'_> {
             // CANCEL is how a peer that drops a stream says so.
             StreamError::Reset(Reason::CONNECT_ERROR | Reason::CANCEL) => ends.far_reset,
             StreamError::Reset(REVOKED) => Cause::DeniedByPeer,
+            StreamError::Reset(NOT_HTTP) => Cause::NotHttp,
             StreamError::Reset(_) => Cause::TunnelFailed,
             StreamError::Lost { cause, .. } => *cause,
         };
@@ -288,3 +289,6 @@ enum Reading {
 /// Between two agents: our policy no longer permits this connection. HTTP/2 has no better code, and to
 /// every other peer it is an error like any.
 pub const REVOKED: Reason = Reason::INADEQUATE_SECURITY;
+
+/// Between two agents: our policy looks at requests, and this is none. To every other peer it is an error.
+pub const NOT_HTTP: Reason = Reason::HTTP_1_1_REQUIRED;

@@ -41,7 +41,12 @@ pub fn fuzz_requests(said: &[u8]) -> bool {
 /// Where nothing is decided.
 fn overheard<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Vec<String> {
     let heard = Arc::new(Heard::default());
-    let service = Service { judge: Arc::new(Lenient), observer: heard.clone(), limits: Limits::default() };
+    let service = Service {
+        judge: Arc::new(Lenient),
+        observer: heard.clone(),
+        limits: Limits::default(),
+        client: Stop::default(),
+    };
     let mut tap = Tap::new(service);
     pieces.into_iter().for_each(|piece| tap.bytes(piece));
     tap.finish();
@@ -72,7 +77,7 @@ async fn exchange(said: &[u8], judge: Arc<Strict>, asked: Arc<Mutex<Vec<String>>
         };
     };
     let observer = Arc::new(Nobody);
-    let service = Service { judge, observer, limits: Limits::default() };
+    let service = Service { judge, observer, limits: Limits::default(), client: Stop::default() };
     let (counts, stop) = (Arc::default(), Stop::default());
     let said = said.to_vec();
     let talking = async move {
@@ -102,6 +107,10 @@ impl Judge for Strict {
         Ruling::Allow { by: None }
     }
 
+    fn not_http(&self) -> Ruling {
+        Ruling::Allow { by: None }
+    }
+
     fn advise(&self, _: Option<&Request<'_>>) -> Advice {
         Advice::default()
     }
@@ -127,6 +136,10 @@ impl Judge for Lenient {
         Ruling::Allow { by: None }
     }
 
+    fn not_http(&self) -> Ruling {
+        Ruling::Allow { by: None }
+    }
+
     fn advise(&self, _: Option<&Request<'_>>) -> Advice {
         Advice { would: Some(Verdict::Deny { by: None, why: Why::DenyMatched }), audited: Vec::new() }
     }
@@ -146,6 +159,8 @@ struct Heard(Mutex<Vec<String>>);
 impl Observer for Heard {
     fn request(&self, _: &Seen<'_>) {}
 
+    fn refused(&self, _: &Ruling) {}
+
     fn advised(&self, about: About<'_>, _: &Advice) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(format!("{about:?}"));
     }
@@ -155,6 +170,8 @@ struct Nobody;
 
 impl Observer for Nobody {
     fn request(&self, _: &Seen<'_>) {}
+
+    fn refused(&self, _: &Ruling) {}
 
     fn advised(&self, _: About<'_>, _: &Advice) {}
 }

@@ -16,6 +16,9 @@ pub trait Judge: Send + Sync {
     /// By the policies of now.
     fn judge(&self, request: &Request<'_>) -> Ruling;
 
+    /// About a stream that is not HTTP.
+    fn not_http(&self) -> Ruling;
+
     /// What policies that decide nothing make of a request, by the policies of now; without one, of a stream
     /// that is not HTTP.
     fn advise(&self, request: Option<&Request<'_>>) -> Advice;
@@ -41,6 +44,15 @@ pub enum Ruling {
         /// For the log; the client never sees it.
         why: String,
     },
+}
+
+impl From<Verdict> for Ruling {
+    fn from(verdict: Verdict) -> Self {
+        match verdict {
+            Verdict::Allow { by } => Self::Allow { by: by.into_iter().next() },
+            Verdict::Deny { by, why } => Self::Deny { by, cause: why.cause(), why: why.to_string() },
+        }
+    }
 }
 
 /// What policies that decide nothing make of a request.
@@ -77,6 +89,9 @@ pub enum About<'a> {
 /// Is told of every request once its answer is known.
 pub trait Observer: Send + Sync {
     fn request(&self, seen: &Seen<'_>);
+
+    /// The stream is none of requests, and is refused.
+    fn refused(&self, ruling: &Ruling);
 
     fn advised(&self, about: About<'_>, advice: &Advice);
 }

@@ -55,6 +55,8 @@ pub struct Service {
     pub judge: Arc<dyn Judge>,
     pub observer: Arc<dyn Observer>,
     pub limits: Limits,
+    /// Is ended for whatever ends the client's stream that is not the application's doing: the stream says so.
+    pub client: Stop,
 }
 
 impl Service {
@@ -121,6 +123,8 @@ pub async fn serve(
         Err(NotHttp::Broken(e)) => return Outcome { cause: Cause::ClientReset, detail: Some(e.to_string()) },
         Err(not) => {
             service.advise(About::Stream, None);
+            service.observer.refused(&service.judge.not_http());
+            service.client.end(Cause::NotHttp);
             return Outcome { cause: Cause::NotHttp, detail: Some(not.to_string()) };
         }
     };
@@ -155,6 +159,9 @@ struct Connection {
 
 impl Connection {
     fn fail(&self, cause: Cause, why: impl ToString) {
+        if cause == Cause::PolicyRevoked {
+            self.service.client.end(cause);
+        }
         let _ = self.failed.set((cause, why.to_string()));
     }
 

@@ -2,9 +2,9 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::judge::{About, Advice, Became, Observer, Seen};
+use super::judge::{About, Advice, Became, Observer, Ruling, Seen};
 use crate::policy::By;
-use crate::telemetry::{Record, Telemetry};
+use crate::telemetry::{Denial, Record, Telemetry};
 
 pub struct Tally {
     telemetry: Telemetry,
@@ -15,13 +15,16 @@ pub struct Tally {
 struct Counted {
     requests: u64,
     denied: u64,
-    /// Of the last one that was not served: who refused it, and what it was.
-    policy: Option<Arc<str>>,
+    /// Of the last one that policy refused.
+    denial: Option<Denial>,
+    /// The last one that was not served.
     last: String,
+    /// Of the whole stream, which is not HTTP.
+    refused: Option<Denial>,
     dry: Dry,
     /// Those that matched, each once.
     audited: Vec<(Arc<str>, Option<u32>)>,
-    /// Of the whole stream, which is not HTTP.
+    /// About the whole stream, which is not HTTP.
     stream: Advice,
 }
 
@@ -42,8 +45,11 @@ impl Tally {
     /// Adds what the log's own fields say.
     pub fn tell(&self, record: &Record) {
         let counted = self.counted();
-        if let Some(policy) = &counted.policy {
-            record.set_policy(Arc::clone(policy));
+        if let Some(denial) = &counted.denial {
+            record.set_denied_request(denial);
+        }
+        if let Some(denial) = &counted.refused {
+            record.set_denial(denial);
         }
         record.set_advice_on_requests(counted.dry.told(), &counted.audited);
         if let Some(would) = &counted.stream.would {
@@ -68,22 +74,26 @@ impl Observer for Tally {
     fn request(&self, seen: &Seen<'_>) {
         let mut counted = self.counted();
         counted.requests += 1;
-        let (cause, why) = match seen.became {
+        let (denial, why) = match seen.became {
             Became::Allowed { .. } => return,
-            Became::Denied { by, cause, why } => {
-                if let Some(by) = by {
-                    counted.policy = Some(by.to_string().into());
-                }
-                (cause, why)
-            }
-            Became::Revoked => ("policy_revoked", "policy changed and forbids it"),
-            Became::Refused { why } => ("bad_request", why),
+            Became::Denied { by, cause, why } => (denial(by, cause), why),
+            Became::Revoked => (denial(None, "policy_revoked"), "policy changed and forbids it"),
+            Became::Refused { why } => (denial(None, "bad_request"), why),
         };
         counted.denied += 1;
         let status = seen.status.map_or_else(|| "no answer".to_owned(), |status| status.as_u16().to_string());
         counted.last = format!("{} {}{}: {status}, {why}", seen.method, seen.host, shortened(seen.path));
-        drop(counted);
-        self.telemetry.request_denied(cause);
+        self.telemetry.request_denied(denial.reason, denial.policy.as_ref());
+        counted.denial = Some(denial);
+    }
+
+    fn refused(&self, ruling: &Ruling) {
+        // Bytes are not let through even where policy would: whoever listens has read some of them.
+        let denial = match ruling {
+            Ruling::Deny { by, cause, .. } => denial(by.as_ref(), cause),
+            Ruling::Allow { .. } => denial(None, "not_http"),
+        };
+        self.counted().refused = Some(denial);
     }
 
     fn advised(&self, about: About<'_>, advice: &Advice) {
@@ -112,6 +122,11 @@ impl Observer for Tally {
         counted.dry.denied += u64::from(denied.is_some());
         counted.dry.last = denied.unwrap_or(std::mem::take(&mut counted.dry.last));
     }
+}
+
+fn denial(by: Option<&By>, reason: &'static str) -> Denial {
+    let policy = by.map(|by| by.resource.to_string().into());
+    Denial { policy, rule: by.and_then(|by| by.rule), reason }
 }
 
 fn named(by: &By) -> (Arc<str>, Option<u32>) {

@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::lifecycle::Stop;
 use crate::model::Cause;
-use crate::proxy::deliver::REVOKED;
+use crate::proxy::deliver::{NOT_HTTP, REVOKED};
 use crate::proxy::tunnel::{Reason, TunnelStream};
 
 /// Resets unless it was shut down in order.
@@ -77,8 +77,11 @@ impl AsyncWrite for Tunnelled {
 impl Drop for Tunnelled {
     fn drop(&mut self) {
         if !self.is_shut {
-            let is_revoked = self.stop.ended().now_or_never() == Some(Cause::PolicyRevoked);
-            self.stream.reset(if is_revoked { REVOKED } else { Reason::CONNECT_ERROR });
+            self.stream.reset(match self.stop.ended().now_or_never() {
+                Some(Cause::PolicyRevoked) => REVOKED,
+                Some(Cause::NotHttp) => NOT_HTTP,
+                _ => Reason::CONNECT_ERROR,
+            });
         }
     }
 }

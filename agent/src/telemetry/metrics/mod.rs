@@ -57,7 +57,7 @@ pub const CATALOGUE: &[MetricInfo] = &[
     own::BUILD,
     own::CONNECTIONS,
     own::REFUSED,
-    own::REQUESTS_DENIED,
+    policy::REQUESTS_DENIED,
     policy::DENIED,
     policy::DRY_RUN,
     policy::AUDITED,

@@ -38,11 +38,6 @@ pub(super) const REFUSED: MetricInfo = counter(
     &["direction", "cause"],
     "Captured connections that ended before their bytes could flow, by cause",
 );
-pub(super) const REQUESTS_DENIED: MetricInfo = counter(
-    "underpass_requests_denied_total",
-    &["cause"],
-    "HTTP requests that were not delivered on ports whose policies judge requests, by cause",
-);
 pub(super) const PODS: MetricInfo =
     gauge("underpass_pods_enrolled", &[], "Pods of this node that are meshed now");
 pub(super) const PASSTHROUGH_CONNECTIONS: MetricInfo = counter(
@@ -127,7 +122,6 @@ pub(in crate::telemetry) struct Own {
     pub(super) registry: Registry,
     connections: IntGaugeVec,
     refused: IntCounterVec,
-    requests_denied: IntCounterVec,
     pods: IntGauge,
     passthrough_connections: IntCounterVec,
     passthrough_sent: IntCounterVec,
@@ -152,7 +146,6 @@ impl Own {
         Ok(Self {
             connections: register(&registry, gauges(&CONNECTIONS)?)?,
             refused: register(&registry, counters(&REFUSED)?)?,
-            requests_denied: register(&registry, counters(&REQUESTS_DENIED)?)?,
             pods: register(&registry, IntGauge::with_opts(opts(&PODS))?)?,
             passthrough_connections: register(&registry, counters(&PASSTHROUGH_CONNECTIONS)?)?,
             passthrough_sent: register(&registry, counters(&PASSTHROUGH_SENT)?)?,
@@ -169,10 +162,6 @@ impl Own {
             folded: register(&registry, IntCounter::with_opts(opts(&FOLDED))?)?,
             registry,
         })
-    }
-
-    pub(in crate::telemetry) fn request_denied(&self, cause: &str) {
-        self.requests_denied.with_label_values(&[cause]).inc();
     }
 
     pub(in crate::telemetry) fn refused(&self, direction: Direction, cause: Cause) {

@@ -14,6 +14,11 @@ pub(super) const DENIED: MetricInfo = counter(
     &["reason", "policy"],
     "Connections that policy refused or ended, by why and by the resource, where it was one; from the 257th on `other`",
 );
+pub(super) const REQUESTS_DENIED: MetricInfo = counter(
+    "underpass_requests_denied_total",
+    &["cause", "policy"],
+    "HTTP requests that were not delivered on ports whose policies judge requests, by cause and by the resource, where it was one; from the 257th on `other`",
+);
 pub(super) const DRY_RUN: MetricInfo = counter(
     "underpass_policy_dry_run_connections_total",
     &["result"],
@@ -64,6 +69,7 @@ type Sample = Box<dyn Fn() -> PolicySample + Send + Sync>;
 
 pub(in crate::telemetry) struct PolicyMetrics {
     denied: IntCounterVec,
+    requests_denied: IntCounterVec,
     dry_run: IntCounterVec,
     audited: IntCounterVec,
     dry_run_requests: IntCounterVec,
@@ -80,6 +86,7 @@ impl PolicyMetrics {
     pub(super) fn new(registry: &Registry) -> prometheus::Result<Self> {
         Ok(Self {
             denied: register(registry, counters(&DENIED)?)?,
+            requests_denied: register(registry, counters(&REQUESTS_DENIED)?)?,
             dry_run: register(registry, counters(&DRY_RUN)?)?,
             audited: register(registry, counters(&AUDITED)?)?,
             dry_run_requests: register(registry, counters(&DRY_RUN_REQUESTS)?)?,
@@ -100,6 +107,11 @@ impl PolicyMetrics {
     pub(in crate::telemetry) fn denied(&self, reason: &str, policy: Option<&Arc<str>>) {
         let label = policy.map_or("", |policy| self.label(policy));
         self.denied.with_label_values(&[reason, label]).inc();
+    }
+
+    pub(in crate::telemetry) fn denied_request(&self, cause: &str, policy: Option<&Arc<str>>) {
+        let label = policy.map_or("", |policy| self.label(policy));
+        self.requests_denied.with_label_values(&[cause, label]).inc();
     }
 
     pub(in crate::telemetry) fn dry_run(&self, would_allow: bool) {

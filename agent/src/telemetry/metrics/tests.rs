@@ -304,7 +304,7 @@ fn the_catalogue_is_what_is_rendered() {
     });
     telemetry.source("file", SourceHealth::Accepted { revision: 1 });
     telemetry.source("file", SourceHealth::Refused);
-    telemetry.request_denied("deny_matched");
+    telemetry.request_denied("deny_matched", Some(&"n/no".into()));
     telemetry.request_dry_run(true);
     telemetry.request_audited(&"n/seen".into());
     let judged = connect(&telemetry, Direction::Inbound);

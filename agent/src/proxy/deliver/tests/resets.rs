@@ -200,6 +200,7 @@ async fn how_a_peers_resets_are_read() {
         (Reason::CONNECT_ERROR, Some(ServerReset)),
         (Reason::CANCEL, Some(ServerReset)),
         (Reason::INADEQUATE_SECURITY, Some(DeniedByPeer)),
+        (Reason::HTTP_1_1_REQUIRED, Some(NotHttp)),
         (Reason::INTERNAL_ERROR, Some(TunnelFailed)),
         (Reason::PROTOCOL_ERROR, Some(TunnelFailed)),
         (Reason::NO_ERROR, None),

@@ -7,6 +7,7 @@ use tokio::sync::watch;
 use super::super::judge::Seen;
 use super::super::{Advice, Judge, Limits, Observer, Ruling};
 use super::*;
+use crate::lifecycle::Stop;
 use crate::policy::{PathNormalization, Verdict, Why};
 
 /// Would deny everything, and binds nobody.
@@ -18,6 +19,10 @@ impl Judge for Dry {
     }
 
     fn judge(&self, _: &Request<'_>) -> Ruling {
+        panic!("nothing is decided")
+    }
+
+    fn not_http(&self) -> Ruling {
         panic!("nothing is decided")
     }
 
@@ -43,6 +48,10 @@ impl Observer for Log {
         panic!("nothing is answered")
     }
 
+    fn refused(&self, _: &Ruling) {
+        panic!("nothing is refused")
+    }
+
     fn advised(&self, about: About<'_>, _: &Advice) {
         self.0.lock().unwrap().push(match about {
             About::Request { method, host, path } => format!("{method} {host}{path}"),
@@ -55,7 +64,8 @@ impl Observer for Log {
 fn heard<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Vec<String> {
     let log = Arc::<Log>::default();
     let limits = Limits::default();
-    let mut tap = Tap::new(Service { judge: Arc::new(Dry), observer: log.clone(), limits });
+    let mut tap =
+        Tap::new(Service { judge: Arc::new(Dry), observer: log.clone(), limits, client: Stop::default() });
     pieces.into_iter().for_each(|piece| tap.bytes(piece));
     tap.finish();
     let told = log.0.lock().unwrap().clone();

@@ -21,6 +21,7 @@ async fn what_is_not_http_never_reaches_the_application() {
         assert_eq!(rest(&mut rig.client).await, (String::new(), false), "{words:?}");
         assert_eq!(rest(&mut rig.application).await.0, "", "{words:?}");
         assert!(rig.judge.asked().is_empty());
+        assert_eq!(*rig.log.0.lock().unwrap(), ["stream not_http"], "{words:?}");
     }
 }
 

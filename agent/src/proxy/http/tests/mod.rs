@@ -60,6 +60,10 @@ impl Judge for TestJudge {
         }
     }
 
+    fn not_http(&self) -> Ruling {
+        Ruling::Deny { by: None, cause: "not_http", why: String::new() }
+    }
+
     fn advise(&self, _: Option<&Request<'_>>) -> Advice {
         Advice::default()
     }
@@ -86,6 +90,11 @@ impl Observer for Log {
             Became::Refused { .. } => "refused",
         };
         self.0.lock().unwrap().push(format!("{} {} {status} {became}", seen.method, seen.path));
+    }
+
+    fn refused(&self, ruling: &Ruling) {
+        let cause = if let Ruling::Deny { cause, .. } = ruling { cause } else { "allowed" };
+        self.0.lock().unwrap().push(format!("stream {cause}"));
     }
 
     fn advised(&self, _: About<'_>, _: &Advice) {}
@@ -116,7 +125,8 @@ impl Rig {
         let (client, server) = pair().await;
         let (up, application) = pair().await;
         let (log, stop, counts) = (Arc::<Log>::default(), Stop::default(), Arc::<Counts>::default());
-        let service = Service { judge: judge.clone(), observer: log.clone(), limits };
+        let service =
+            Service { judge: judge.clone(), observer: log.clone(), limits, client: Stop::default() };
         let served = tokio::spawn({
             let (stop, counts) = (stop.clone(), Arc::clone(&counts));
             async move { serve(Socket::new(server), Socket::new(up), service, &counts, &stop).await }

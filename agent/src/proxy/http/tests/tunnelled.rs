@@ -19,14 +19,15 @@ async fn through_a_tunnel(judge: Arc<TestJudge>) -> (TunnelStream, TcpStream, St
             let take = |inbound: Inbound| {
                 let stream = inbound.respond.accept(None).unwrap();
                 let up = up.lock().unwrap().take().unwrap();
+                let stop = stop.clone();
                 let service = Service {
                     judge: judge.clone(),
                     observer: Arc::<Log>::default(),
                     limits: Limits::default(),
+                    client: stop.child(),
                 };
-                let stop = stop.clone();
                 let _ = served.send(tokio::spawn(async move {
-                    let client = Tunnelled::new(stream, stop.clone());
+                    let client = Tunnelled::new(stream, service.client.clone());
                     serve(client, Socket::new(up), service, &Arc::default(), &stop).await
                 }));
             };
@@ -97,4 +98,30 @@ async fn what_ends_early_is_reset_and_a_revocation_says_so() {
         assert_eq!(served.await.unwrap().cause, cause);
         assert!(!rest(&mut application).await.1);
     }
+}
+
+#[tokio::test]
+async fn what_is_no_http_is_told_so() {
+    let (mut client, mut application, _, served) = through_a_tunnel(TestJudge::new(|_| true)).await;
+    client.send(Bytes::from_static(b"\0\x01 no request\r\n")).unwrap();
+    let ended = timeout(LONG, next(&mut client)).await.unwrap();
+    let not_http = crate::proxy::deliver::NOT_HTTP;
+    assert!(matches!(ended, Err(StreamError::Reset(reason)) if reason == not_http), "{ended:?}");
+    assert_eq!(served.await.unwrap().cause, Cause::NotHttp);
+    assert_eq!(rest(&mut application).await.0, "");
+}
+
+#[tokio::test]
+async fn an_answer_that_policy_breaks_off_says_so() {
+    let judge = TestJudge::new(|_| true);
+    let (mut client, mut application, _, served) = through_a_tunnel(judge.clone()).await;
+    client.send(Bytes::from_static(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")).unwrap();
+    until(&mut application, "\r\n\r\n").await;
+    application.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc").await.unwrap();
+    heard(&mut client, "abc").await;
+    judge.change(|_| false);
+    let ended = timeout(LONG, next(&mut client)).await.unwrap();
+    let revoked = crate::proxy::deliver::REVOKED;
+    assert!(matches!(ended, Err(StreamError::Reset(reason)) if reason == revoked), "{ended:?}");
+    assert_eq!(served.await.unwrap().cause, Cause::PolicyRevoked);
 }
