@@ -19,6 +19,8 @@ pub struct Settings {
     pub path_normalization: PathNormalization,
     /// What `cluster.local` in a principal stands for as well.
     pub trust_domain: TrustDomain,
+    /// Istio: other names of it. A principal of any of them is one of all.
+    pub trust_domain_aliases: Vec<TrustDomain>,
     /// Linkerd: what holds for a port that no Server names.
     pub default_inbound_policy: InboundDefault,
     /// Linkerd: the namespace of its control plane, a part of its identities.
@@ -40,6 +42,7 @@ impl Settings {
             root_namespace: "istio-system".into(),
             path_normalization: PathNormalization::default(),
             trust_domain,
+            trust_domain_aliases: Vec::new(),
             default_inbound_policy: InboundDefault::default(),
             linkerd_namespace: "linkerd".into(),
             cluster_networks: nets(&[
@@ -66,6 +69,12 @@ pub struct PolicySettings {
     /// Istio: what a request's path is brought to before it is compared and sent on: NONE, BASE, MERGE_SLASHES or
     /// DECODE_AND_MERGE_SLASHES.
     pub path_normalization: PathNormalization,
+    /// Istio: other names of the mesh's trust domain, as after it was renamed: a principal of any of them in an
+    /// AuthorizationPolicy means the same account in all of them. Whether their certificates are believed is
+    /// for certificates.trust.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<String>")]
+    pub trust_domain_aliases: Vec<TrustDomain>,
     /// What holds where no policy says anything: allow, mtls (whoever proves an identity) or deny (whom a
     /// policy allows by name).
     pub stance: Stance,
@@ -103,6 +112,7 @@ impl PolicySettings {
             root_namespace: text(&self.root_namespace, defaults.root_namespace),
             path_normalization: self.path_normalization,
             trust_domain: defaults.trust_domain,
+            trust_domain_aliases: self.trust_domain_aliases.clone(),
             default_inbound_policy: self.linkerd.default_inbound_policy,
             linkerd_namespace: text(&self.linkerd.namespace, defaults.linkerd_namespace),
             cluster_networks: self.linkerd.cluster_networks.clone().unwrap_or(defaults.cluster_networks),

@@ -72,6 +72,9 @@ pub(crate) struct MeshArgs {
     /// The trust domain of the pods' identities [default: cluster.local]
     #[arg(long, value_name = "NAME", requires = "files")]
     trust_domain: Option<TrustDomain>,
+    /// Istio: other names of it, separated by commas; a principal of one is one of all
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', requires = "files")]
+    trust_domain_aliases: Vec<TrustDomain>,
     /// Istio: NONE, BASE, MERGE_SLASHES or DECODE_AND_MERGE_SLASHES [default: BASE]
     #[arg(long, value_name = "HOW", requires = "files", value_parser = of_word::<PathNormalization>)]
     path_normalization: Option<PathNormalization>,
@@ -109,6 +112,7 @@ impl MeshArgs {
         let written = PolicySettings {
             root_namespace: self.root_namespace.clone(),
             path_normalization: self.path_normalization.unwrap_or_default(),
+            trust_domain_aliases: self.trust_domain_aliases.clone(),
             stance: self.stance.unwrap_or_default(),
             linkerd: LinkerdSettings {
                 default_inbound_policy: self.linkerd_default_inbound_policy.unwrap_or_default(),

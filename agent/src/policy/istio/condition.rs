@@ -34,7 +34,7 @@ pub(super) fn read(
         "source.namespace" => (read.namespaces, read.not_namespaces) = both.read(string),
         "source.trustDomain" => (read.trust_domains, read.not_trust_domains) = both.read(string),
         "source.principal" => {
-            (read.principals, read.not_principals) = both.read(|text| Ok(vec![principal(text, settings)]));
+            (read.principals, read.not_principals) = both.read(|text| Ok(principal(text, settings)));
         }
         "source.serviceAccount" | "source.serviceaccount" => {
             (read.service_accounts, read.not_service_accounts) =

@@ -77,7 +77,7 @@ fn is_empty(value: &Value) -> bool {
 fn source(reader: &mut Reader<'_>, field: &str, fields: &Map<String, Value>, settings: &Settings) -> Match {
     let namespace = reader.resource.namespace.clone();
     let mut list = List { reader, field, fields };
-    let principal = |text: &str| Ok(vec![principal(text, settings)]);
+    let principal = |text: &str| Ok(principal(text, settings));
     let account = |text: &str| service_account(text, &namespace).map(|account| vec![account]);
     let mut read = Match {
         principals: list.any_of("principals", principal),
@@ -186,12 +186,16 @@ pub(super) fn string(text: &str) -> Result<Vec<StringMatch>, String> {
     Ok(vec![pattern(text)])
 }
 
-/// `cluster.local` as a policy's trust domain means the mesh's, whatever that is called.
-pub(super) fn principal(text: &str, settings: &Settings) -> StringMatch {
+/// `cluster.local` as a policy's trust domain means the mesh's, whatever that is called; and that, as each of its
+/// aliases, means all of them.
+pub(super) fn principal(text: &str, settings: &Settings) -> Vec<StringMatch> {
     let text = text.strip_prefix("spiffe://").unwrap_or(text);
-    match text.strip_prefix("cluster.local/") {
-        Some(rest) => pattern(&format!("{}/{rest}", settings.trust_domain)),
-        None => pattern(text),
+    let own = || std::iter::once(&settings.trust_domain).chain(&settings.trust_domain_aliases);
+    match text.split_once('/') {
+        Some((domain, rest)) if domain == "cluster.local" || own().any(|own| own.as_str() == domain) => {
+            own().map(|own| pattern(&format!("{own}/{rest}"))).collect()
+        }
+        _ => vec![pattern(text)],
     }
 }
 

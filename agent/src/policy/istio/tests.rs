@@ -306,3 +306,23 @@ fn ports_are_the_selected_workloads() {
     let whole = json!({"mtls": {"mode": "STRICT"}, "portLevelMtls": {"8080": {"mode": "PERMISSIVE"}}});
     assert_eq!(at(whole, 8080), strict);
 }
+
+#[test]
+fn a_principal_of_one_of_the_meshs_names_is_one_of_all() {
+    let domain = |name: &str| name.parse::<TrustDomain>().unwrap();
+    let plain = settings();
+    let renamed = Settings { trust_domain_aliases: vec![domain("old"), domain("older")], ..settings() };
+    for (text, settings, expected) in [
+        ("cluster.local/ns/a/sa/b", &plain, &["td.example/ns/a/sa/b"][..]),
+        ("old/ns/a/sa/b", &plain, &["old/ns/a/sa/b"]),
+        ("cluster.local/ns/a/sa/b", &renamed, &["td.example/ns/a/sa/b", "old/ns/a/sa/b", "older/ns/a/sa/b"]),
+        ("spiffe://older/ns/a/sa/b", &renamed, &["td.example/ns/a/sa/b", "old/ns/a/sa/b", "older/ns/a/sa/b"]),
+        ("td.example/ns/a/sa/b", &renamed, &["td.example/ns/a/sa/b", "old/ns/a/sa/b", "older/ns/a/sa/b"]),
+        ("other/ns/a/sa/b", &renamed, &["other/ns/a/sa/b"]),
+        ("olde/ns/a/sa/b", &renamed, &["olde/ns/a/sa/b"]),
+    ] {
+        let expected: Vec<_> = expected.iter().map(|text| StringMatch::Exact((*text).into())).collect();
+        assert_eq!(super::rule::principal(text, settings), expected, "{text}");
+    }
+    assert_eq!(super::rule::principal("*/sa/b", &renamed), [StringMatch::Suffix("/sa/b".into())]);
+}
