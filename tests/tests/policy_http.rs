@@ -5,8 +5,10 @@ use std::net::TcpStream;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
+use underpass_tests::access_log::Line;
 use underpass_tests::cluster::Cluster;
 use underpass_tests::stories::{self, World};
+use underpass_tests::work::grpc;
 use underpass_tests::work::http::{self, Response};
 use underpass_tests::work::{server, talk};
 use underpass_tests::{Mesh, Server};
@@ -18,18 +20,22 @@ fn main() -> ExitCode {
         ("what_is_no_http_is_denied_with_that_cause", not_http),
         ("a_change_ends_what_it_forbids_and_a_policy_that_goes_frees_the_connection", changes),
         ("an_upgrade_goes_through_and_ends_when_it_is_forbidden", upgrades),
+        ("calls_of_grpc_are_judged_one_by_one_and_stream_unharmed", calls),
+        ("requests_that_decide_nothing_are_told_of_and_the_bytes_pass", advised),
         ("ports_without_such_a_policy_carry_anything", other_ports),
     ])
 }
 
 const WEB: u16 = 8080;
 const SOCKETS: u16 = 8081;
+const CALLS: u16 = 8082;
 const ECHO: u16 = 9000;
 
 struct Shop {
     cluster: Cluster,
     web: Server,
     _sockets: Server,
+    _calls: Server,
     _echo: Server,
     /// Without any policy.
     mesh: Mesh,
@@ -46,8 +52,9 @@ impl World for Shop {
         let cluster = Cluster::start(&pods, mesh.clone())?;
         let web = Server::start(cluster.ns("server"), WEB, http::serve("an order"))?;
         let sockets = Server::start(cluster.ns("server"), SOCKETS, http::upgrade)?;
+        let calls = Server::start(cluster.ns("server"), CALLS, grpc::serve)?;
         let echo = Server::start(cluster.ns("server"), ECHO, server::echo)?;
-        Ok(Self { cluster, web, _sockets: sockets, _echo: echo, mesh })
+        Ok(Self { cluster, web, _sockets: sockets, _calls: calls, _echo: echo, mesh })
     }
 
     fn diagnose(&self) -> String {
@@ -114,6 +121,7 @@ fn orders(w: &mut Shop) -> Result<()> {
         let line = w.cluster.n2.wait_access_after(seen, "alice's end", |l| l.is("src.workload", "alice"))?;
         let told = line.get("error").unwrap_or_default();
         ensure!(told.starts_with("3 of 6 requests denied"), "the refusals are not told: {line}");
+        ensure!(line.is("reason", "no_allow_matched") && line.is("verdict", "allow"), "{line}");
     }
     // Whom no request would let in is not asked for one.
     for who in ["bob", "guest"] {
@@ -153,14 +161,16 @@ fn spellings(w: &mut Shop) -> Result<()> {
 
 fn not_http(w: &mut Shop) -> Result<()> {
     w.cluster.apply(w.mesh.clone().resource(ORDERS))?;
-    let seen = w.cluster.n2.access()?.len();
+    let (seen, there) = (w.cluster.n2.access()?.len(), w.cluster.n1.access()?.len());
     let before = w.web.bytes();
     let mut alice = w.dial("alice", false)?;
     alice.write_all(b"\x16\x03\x01 no request at all\r\n\r\n")?;
     let mut answer = Vec::new();
     let _ = alice.read_to_end(&mut answer);
     ensure!(answer.is_empty(), "{}", String::from_utf8_lossy(&answer));
-    w.cluster.n2.wait_access_after(seen, "the refusal", |l| l.cause() == "not_http")?;
+    let line = w.cluster.n2.wait_access_after(seen, "the refusal", |l| l.cause() == "not_http")?;
+    ensure!(line.is("reason", "not_http") && line.get("policy").is_some(), "who refused is not told: {line}");
+    w.cluster.n1.wait_access_after(there, "the client's line", |l| l.cause() == "not_http")?;
     ensure!(w.web.bytes() == before, "something of it reached the application");
     Ok(())
 }
@@ -173,6 +183,13 @@ fn changes(w: &mut Shop) -> Result<()> {
     w.cluster.apply(orders.clone().resource(NO_POST))?;
     ensure!(say(&mut alice, "POST /api/orders/7", true, "one")?.status == 403, "deny wins");
     ensure!(say(&mut alice, "GET /api/orders/7", true, "")?.status == 200);
+    let seen = w.cluster.n2.access()?.len();
+    drop(alice);
+    let line = w.cluster.n2.wait_access_after(seen, "alice's end", |l| l.is("src.workload", "alice"))?;
+    let told = [line.get("rule"), line.get("reason")].map(Option::unwrap_or_default);
+    ensure!(told == ["0", "deny_matched"], "{line}");
+    ensure!(line.get("policy").is_some_and(|policy| policy.ends_with("/default/read-only")), "{line}");
+    let mut alice = w.dial("alice", false)?;
     // Broken, it admits nobody that it did not, and nobody that it did.
     let broken = ORDERS.replace("ports: ['8080', '8081']", "ports: ['8080', '80810']");
     w.cluster.apply(w.mesh.clone().resource(&broken))?;
@@ -203,6 +220,128 @@ fn upgrades(w: &mut Shop) -> Result<()> {
     let mut rest = Vec::new();
     let ended = alice.read_to_end(&mut rest);
     ensure!(rest.is_empty(), "{ended:?} {rest:?}");
+    w.cluster.apply(w.mesh.clone())
+}
+
+/// Two methods for alice, and one of them no more.
+const CALLERS: &str = "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: callers, namespace: default}
+spec:
+  rules:
+  - from: [{source: {principals: [cluster.local/ns/default/sa/alice]}}]
+    to: [{operation: {methods: [POST], paths: [/shop.Orders/Get, /shop.Orders/Watch], ports: ['8082']}}]
+";
+
+const NO_WATCH: &str = "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: no-watch, namespace: default}
+spec:
+  action: DENY
+  rules: [{to: [{operation: {paths: [/shop.Orders/Watch], ports: ['8082']}}]}]
+";
+
+fn calls(w: &mut Shop) -> Result<()> {
+    let callers = w.mesh.clone().resource(CALLERS);
+    w.cluster.apply(callers.clone())?;
+    let alice =
+        grpc::Client::new(talk::dial(w.cluster.ns("alice"), w.cluster.addr("server", CALLS, false))?)?;
+    let mut watching = alice.call("/shop.Orders/Watch", &[])?;
+    watching.say(b"one")?;
+    ensure!(watching.hear()? == b"one", "the stream waits for its end");
+    // One stream is denied, and none beside it notices.
+    let denied = alice.unary("/shop.Orders/Delete", &[], b"7")?;
+    ensure!(
+        denied.status == 200 && denied.in_head.as_deref() == Some("7") && denied.message.is_empty(),
+        "no PERMISSION_DENIED in a head without a body: {denied:?}"
+    );
+    let large = vec![b'x'; 300_000];
+    for message in [&b"7"[..], &large] {
+        let got = alice.unary("/shop.Orders/Get", &[], message)?;
+        let is_ok = got.in_head.is_none() && got.in_trailers.as_deref() == Some("0");
+        ensure!(is_ok && got.message == message, "{:?} {:?}", got.in_head, got.in_trailers);
+    }
+    watching.say(b"two")?;
+    ensure!(watching.hear()? == b"two", "the stream was harmed");
+    // It ends as gRPC does when policy comes to forbid it; the connection goes on.
+    let mut other = alice.call("/shop.Orders/Get", &[])?;
+    other.say(b"a")?;
+    ensure!(other.hear()? == b"a");
+    w.cluster.apply(callers.resource(NO_WATCH))?;
+    ensure!(watching.hear().is_err(), "a stream that is forbidden goes on");
+    let ended = watching.end()?;
+    ensure!(ended.in_trailers.as_deref() == Some("7"), "{ended:?}");
+    other.say(b"b")?;
+    ensure!(other.hear()? == b"b", "a stream that is allowed was ended");
+    let ended = other.end()?;
+    ensure!(ended.in_trailers.as_deref() == Some("0"), "{ended:?}");
+    w.cluster.apply(w.mesh.clone())
+}
+
+/// Would forbid all but reading.
+const TRY_READ_ONLY: &str = "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: try-read-only, namespace: default, annotations: {istio.io/dry-run: 'true'}}
+spec:
+  action: DENY
+  rules: [{to: [{operation: {notMethods: [GET]}}]}]
+";
+
+const TRACE: &str = "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: trace-orders, namespace: default}
+spec:
+  action: AUDIT
+  rules: [{to: [{operation: {paths: ['/api/orders/*']}}]}]
+";
+
+fn advised(w: &mut Shop) -> Result<()> {
+    w.cluster.apply(w.mesh.clone().resource(TRY_READ_ONLY).resource(TRACE))?;
+    for who in ["alice", "guest"] {
+        let told = |seen: usize| -> Result<_> {
+            let theirs = |l: &Line| l.source_ip() == Some(w.cluster.ip(who, false));
+            w.cluster.n2.wait_access_after(seen, &format!("{who}'s line"), theirs)
+        };
+        let seen = w.cluster.n2.access()?.len();
+        let mut stream = w.dial(who, false)?;
+        for line in ["GET /api/orders/7", "DELETE /api/orders/../7", "GET /"] {
+            let answer = say(&mut stream, line, false, "")?;
+            ensure!(answer.status == 200, "{line} was refused: {answer:?}");
+        }
+        drop(stream);
+        let line = told(seen)?;
+        let dry = line.get("dry_run").unwrap_or_default();
+        ensure!(line.is("verdict", "allow") && line.cause() != "not_http", "{line}");
+        ensure!(
+            dry.starts_with("1 of 3 requests would be denied, the last: DELETE server:8080/api/7"),
+            "{line}"
+        );
+        ensure!(dry.contains("try-read-only"), "who would is not told: {line}");
+        ensure!(line.get("audit").is_some_and(|audit| audit.contains("trace-orders")), "{line}");
+        // HTTP/2, an upgrade, and what is neither.
+        let seen = w.cluster.n2.access()?.len();
+        let client =
+            grpc::Client::new(talk::dial(w.cluster.ns(who), w.cluster.addr("server", CALLS, false))?)?;
+        ensure!(client.unary("/shop.Orders/Get", &[], b"7")?.in_trailers.as_deref() == Some("0"));
+        drop(client);
+        let line = told(seen)?;
+        let dry = line.get("dry_run").unwrap_or_default();
+        ensure!(
+            dry.starts_with("1 of 1 requests would be denied, the last: POST server/shop.Orders/Get"),
+            "{line}"
+        );
+        let seen = w.cluster.n2.access()?.len();
+        let mut stream = talk::dial(w.cluster.ns(who), w.cluster.addr("server", ECHO, false))?;
+        talk::echo(&mut stream, b"\x00\x01 anything\r\n\r\n")?;
+        drop(talk::finish(stream)?);
+        let line = told(seen)?;
+        ensure!(line.cause() == "closed" && line.is("verdict", "allow"), "{line}");
+        ensure!(line.get("dry_run").is_some_and(|dry| dry.contains("this is not HTTP")), "{line}");
+    }
     w.cluster.apply(w.mesh.clone())
 }
 
