@@ -14,7 +14,7 @@ use crate::lifecycle::Stop;
 use crate::model::{Cause, ConnectionId, LocalPod, Workload};
 use crate::pods::denial;
 use crate::policy::own::Phase;
-use crate::policy::{By, Compiled, Conn, Connection, PathNormalization, Request, Subject, Verdict, Why};
+use crate::policy::{By, Compiled, Conn, Connection, PathNormalization, Request, Subject, Verdict};
 use crate::proxy::http::{Advice, Judge, Ruling};
 use crate::telemetry::{Denial, Record, Teller};
 
@@ -84,7 +84,7 @@ impl Authorizer {
         drop(live);
         let authorizer = Arc::clone(self);
         let judge = || -> Arc<dyn Judge> {
-            Arc::new(Requests { authorizer: Arc::clone(self), conn, binding: per_request })
+            Arc::new(Requests { id, authorizer: Arc::clone(self), conn, binding: per_request })
         };
         let requests = (per_request || advises).then(judge);
         Ok(Permit { id, authorizer, stop, policy, requests })
@@ -127,7 +127,10 @@ impl Authorizer {
                     Connection::PerRequest if live.per_request => continue,
                     Connection::Deny(verdict) => verdict,
                     // What flows as bytes cannot be judged by its requests any more.
-                    Connection::PerRequest => Verdict::Deny { by: None, why: Why::NotHttp },
+                    Connection::PerRequest => match policy.evaluate(&live.conn, None) {
+                        Verdict::Allow { .. } => continue,
+                        forbids => forbids,
+                    },
                 };
                 if let Some(record) = &live.record {
                     record.denied(&Denied::of(&forbids).told);
@@ -233,6 +236,7 @@ impl Drop for Permit {
 
 /// Judges the requests of one connection.
 struct Requests {
+    id: ConnectionId,
     authorizer: Arc<Authorizer>,
     conn: Conn,
     binding: bool,
@@ -260,7 +264,13 @@ impl Judge for Requests {
     }
 
     fn not_http(&self) -> Ruling {
-        self.authorizer.standing().evaluate(&self.conn, None).into()
+        // Judged and noted in one, as in `authorize`.
+        let mut live = self.authorizer.live();
+        let verdict = self.authorizer.standing().evaluate(&self.conn, None);
+        if let Some(live) = live.get_mut(&self.id).filter(|_| verdict.is_allow()) {
+            live.per_request = false;
+        }
+        verdict.into()
     }
 
     fn normalization(&self) -> PathNormalization {

@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::timeout;
 
@@ -29,24 +29,23 @@ pub(super) enum NotHttp {
     Broken(#[from] io::Error),
 }
 
-/// Reads until it is clear what the client speaks, and gives what was read.
+/// Reads until it is clear what the client speaks; what was read is in `read`.
 pub(super) async fn detect(
     client: &mut (impl AsyncRead + Unpin),
+    read: &mut BytesMut,
     limit: Duration,
-) -> Result<(Version, Bytes), NotHttp> {
-    let mut read = BytesMut::new();
+) -> Result<Version, NotHttp> {
     let reading = async {
         loop {
-            if let Some(known) = version(&read) {
+            if let Some(known) = version(read) {
                 return known;
             }
-            if client.read_buf(&mut read).await? == 0 {
+            if client.read_buf(read).await? == 0 {
                 return Err(if read.is_empty() { NotHttp::Nothing } else { NotHttp::Other });
             }
         }
     };
-    let version = timeout(limit, reading).await.map_err(|_| NotHttp::Silent(limit))??;
-    Ok((version, read.freeze()))
+    timeout(limit, reading).await.map_err(|_| NotHttp::Silent(limit))?
 }
 
 /// `None` while it can still be both something and nothing.

@@ -108,7 +108,7 @@ impl Judge for Strict {
     }
 
     fn not_http(&self) -> Ruling {
-        Ruling::Allow { by: None }
+        Ruling::Deny { by: None, cause: "not_http", why: String::new() }
     }
 
     fn advise(&self, _: Option<&Request<'_>>) -> Advice {
@@ -137,7 +137,7 @@ impl Judge for Lenient {
     }
 
     fn not_http(&self) -> Ruling {
-        Ruling::Allow { by: None }
+        Ruling::Deny { by: None, cause: "not_http", why: String::new() }
     }
 
     fn advise(&self, _: Option<&Request<'_>>) -> Advice {

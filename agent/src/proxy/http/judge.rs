@@ -16,7 +16,8 @@ pub trait Judge: Send + Sync {
     /// By the policies of now.
     fn judge(&self, request: &Request<'_>) -> Ruling;
 
-    /// About a stream that is not HTTP.
+    /// About a stream that is not HTTP. One that is allowed is bytes from now on, for which the policies to come
+    /// are asked as such.
     fn not_http(&self) -> Ruling;
 
     /// What policies that decide nothing make of a request, by the policies of now; without one, of a stream

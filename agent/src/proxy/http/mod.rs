@@ -26,6 +26,7 @@ mod upgrade;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -113,17 +114,23 @@ pub async fn serve(
     counts: &Arc<Counts>,
     stop: &Stop,
 ) -> Outcome {
+    let mut ahead = BytesMut::new();
     let detected = tokio::select! {
-        detected = detect(&mut client, service.limits.first_bytes) => detected,
+        detected = detect(&mut client, &mut ahead, service.limits.first_bytes) => detected,
         cause = stop.ended() => return Outcome { cause, detail: None },
     };
-    let (version, ahead) = match detected {
+    let version = match detected {
         Ok(detected) => detected,
         Err(NotHttp::Nothing) => return Outcome { cause: Cause::Closed, detail: None },
         Err(NotHttp::Broken(e)) => return Outcome { cause: Cause::ClientReset, detail: Some(e.to_string()) },
         Err(not) => {
             service.advise(About::Stream, None);
-            service.observer.refused(&service.judge.not_http());
+            let ruling = service.judge.not_http();
+            if let Ruling::Allow { .. } = ruling {
+                let client = Client::new(client, ahead.freeze(), Arc::clone(counts), Phase::new());
+                return bytes(client, application, stop).await;
+            }
+            service.observer.refused(&ruling);
             service.client.end(Cause::NotHttp);
             return Outcome { cause: Cause::NotHttp, detail: Some(not.to_string()) };
         }
@@ -137,10 +144,26 @@ pub async fn serve(
         ended: CancellationToken::new(),
     });
     let _ended = connection.ended.clone().drop_guard();
-    let client = Client::new(client, ahead, Arc::clone(counts), connection.phase.clone());
+    let client = Client::new(client, ahead.freeze(), Arc::clone(counts), connection.phase.clone());
     match version {
         Version::Http1 => http1::serve(client, application, connection, stop).await,
         Version::Http2 => http2::serve(client, application, connection, stop).await,
+    }
+}
+
+/// What is not HTTP, where policy lets it through all the same: a Server of Linkerd whose protocol is not known.
+async fn bytes(
+    mut client: Client<impl Transport>,
+    mut application: impl AsyncRead + AsyncWrite + Unpin,
+    stop: &Stop,
+) -> Outcome {
+    // What ends early is dropped, which resets it.
+    tokio::select! {
+        carried = tokio::io::copy_bidirectional(&mut client, &mut application) => match carried {
+            Ok(_) => Outcome { cause: Cause::Closed, detail: None },
+            Err(e) => Outcome { cause: Cause::ClientReset, detail: Some(e.to_string()) },
+        },
+        cause = stop.ended() => Outcome { cause, detail: None },
     }
 }
 

@@ -88,12 +88,9 @@ impl Observer for Tally {
     }
 
     fn refused(&self, ruling: &Ruling) {
-        // Bytes are not let through even where policy would: whoever listens has read some of them.
-        let denial = match ruling {
-            Ruling::Deny { by, cause, .. } => denial(by.as_ref(), cause),
-            Ruling::Allow { .. } => denial(None, "not_http"),
-        };
-        self.counted().refused = Some(denial);
+        if let Ruling::Deny { by, cause, .. } = ruling {
+            self.counted().refused = Some(denial(by.as_ref(), cause));
+        }
     }
 
     fn advised(&self, about: About<'_>, advice: &Advice) {

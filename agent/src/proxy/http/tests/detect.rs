@@ -39,6 +39,32 @@ async fn a_client_that_waits_for_the_application_to_speak_is_ended() {
 }
 
 #[tokio::test]
+async fn what_is_not_http_passes_whole_where_policy_lets_it() {
+    let judge = TestJudge::new(|_| false);
+    judge.takes_bytes.store(true, Ordering::Relaxed);
+    // Whoever speaks first, and whatever looked like a request for a while.
+    for (words, banner) in [("GET key\r\n", ""), ("", "220 mail.example ready\r\n"), ("GET /slow", "")] {
+        let mut rig = Rig::with(judge.clone(), impatient()).await;
+        rig.answer(banner).await;
+        rig.say(words).await;
+        if !banner.is_empty() {
+            assert_eq!(rig.hears("\r\n").await, banner);
+        }
+        rig.say("\0 and more\n").await;
+        assert_eq!(rig.arrives("more\n").await, format!("{words}\0 and more\n"));
+        rig.answer("yes\n").await;
+        assert_eq!(rig.hears("yes\n").await, "yes\n");
+        rig.application.shutdown().await.unwrap();
+        assert_eq!(rig.ends().await.cause, Cause::Closed);
+    }
+    let mut rig = Rig::with(judge.clone(), impatient()).await;
+    rig.say("GET key\r\n").await;
+    rig.arrives("\r\n").await;
+    rig.stop.end(Cause::PolicyRevoked);
+    assert_eq!(rig.outcome().await.cause, Cause::PolicyRevoked);
+}
+
+#[tokio::test]
 async fn a_client_that_says_nothing_and_leaves_is_no_error() {
     let mut rig = Rig::open().await;
     assert_eq!(rig.ends().await.cause, Cause::Closed);

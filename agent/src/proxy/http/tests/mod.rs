@@ -7,6 +7,7 @@ mod http2;
 mod policy;
 mod tunnelled;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -27,6 +28,8 @@ struct TestJudge {
     rule: Mutex<Rule>,
     asked: Mutex<Vec<String>>,
     changes: watch::Sender<u64>,
+    /// What is not HTTP as well.
+    takes_bytes: AtomicBool,
 }
 
 impl TestJudge {
@@ -35,6 +38,7 @@ impl TestJudge {
             rule: Mutex::new(Box::new(rule)),
             asked: Mutex::default(),
             changes: watch::Sender::new(0),
+            takes_bytes: AtomicBool::new(false),
         })
     }
 
@@ -61,6 +65,9 @@ impl Judge for TestJudge {
     }
 
     fn not_http(&self) -> Ruling {
+        if self.takes_bytes.load(Ordering::Relaxed) {
+            return Ruling::Allow { by: None };
+        }
         Ruling::Deny { by: None, cause: "not_http", why: String::new() }
     }
 
