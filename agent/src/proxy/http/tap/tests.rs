@@ -68,8 +68,7 @@ fn heard<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Vec<String> {
         Tap::new(Service { judge: Arc::new(Dry), observer: log.clone(), limits, client: Stop::default() });
     pieces.into_iter().for_each(|piece| tap.bytes(piece));
     tap.finish();
-    let told = log.0.lock().unwrap().clone();
-    told
+    std::mem::take(&mut log.0.lock().unwrap())
 }
 
 /// However it is cut.
