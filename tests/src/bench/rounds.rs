@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 
 use super::Plan;
 use super::cost;
-use super::site::{DRAIN, ECHO, Kind, Reach, Site};
+use super::site::{DRAIN, ECHO, HTTP, JUDGED, Kind, Reach, Site};
+use crate::load::round_trip::Say;
 use crate::load::{self, Times, bulk, round_trip, short};
 use nix::unistd::Pid;
 
@@ -22,12 +24,23 @@ pub(super) struct Test {
 
 #[derive(Clone, Copy)]
 enum What {
-    RoundTrips { connections: usize },
-    Short { at_once: usize },
-    Bulk { streams: usize },
+    RoundTrips {
+        connections: usize,
+    },
+    Short {
+        at_once: usize,
+    },
+    Bulk {
+        streams: usize,
+    },
+    /// Requests of HTTP/1.1 to this port.
+    Requests {
+        port: u16,
+        connections: usize,
+    },
 }
 
-pub(super) const TESTS: [Test; 8] = [
+pub(super) const TESTS: [Test; 12] = [
     Test { name: "rr1p", what: What::RoundTrips { connections: 1 }, pinned: true },
     Test { name: "rr1", what: What::RoundTrips { connections: 1 }, pinned: false },
     Test { name: "rr64", what: What::RoundTrips { connections: 64 }, pinned: false },
@@ -36,7 +49,15 @@ pub(super) const TESTS: [Test; 8] = [
     Test { name: "crr16", what: What::Short { at_once: 16 }, pinned: false },
     Test { name: "tp1", what: What::Bulk { streams: 1 }, pinned: false },
     Test { name: "tp8", what: What::Bulk { streams: 8 }, pinned: false },
+    requests("http1p", HTTP, 1, true),
+    requests("judged1p", JUDGED, 1, true),
+    requests("http64", HTTP, 64, false),
+    requests("judged64", JUDGED, 64, false),
 ];
+
+const fn requests(name: &'static str, port: u16, connections: usize, pinned: bool) -> Test {
+    Test { name, what: What::Requests { port, connections }, pinned }
+}
 
 /// One measurement on one path. What does not apply is absent.
 #[derive(Clone, Copy, Debug, Default)]
@@ -125,8 +146,11 @@ fn measure_here(plan: &Plan, site: &Site, test: &Test, column: Column) -> Result
         match test.what {
             What::RoundTrips { connections } => {
                 let to = site.address(server, ECHO);
-                let p = round_trip::Plan { to, connections, size: 128, warm: plan.warm, run: plan.run };
-                Ok(timed(plan, round_trip::measure(&p)?))
+                Ok(timed(plan, round_trip::measure(&round_trips(plan, to, connections, Say::Echo(128)))?))
+            }
+            What::Requests { port, connections } => {
+                let to = site.address(server, port);
+                Ok(timed(plan, round_trip::measure(&round_trips(plan, to, connections, Say::Http))?))
             }
             What::Short { at_once } => {
                 let to = site.address(server, ECHO);
@@ -150,6 +174,10 @@ fn measure_here(plan: &Plan, site: &Site, test: &Test, column: Column) -> Result
         sample.agent = Some(agent.as_secs_f64() / work);
     }
     Ok(sample)
+}
+
+fn round_trips(plan: &Plan, to: SocketAddr, connections: usize, say: Say) -> round_trip::Plan {
+    round_trip::Plan { to, connections, say, warm: plan.warm, run: plan.run }
 }
 
 /// The sample and how much work was done, warm-up included.

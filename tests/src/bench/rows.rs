@@ -6,9 +6,11 @@ pub(super) struct Row {
     pub(super) label: &'static str,
     pub(super) test: &'static str,
     pub(super) value: fn(&Sample) -> Option<f64>,
+    /// The test whose value on the same path it is compared with; none: its own on plain TCP.
+    pub(super) against: Option<&'static str>,
 }
 
-pub(super) const ROWS: [Row; 24] = [
+pub(super) const ROWS: [Row; 30] = [
     row("RR p50, 1 conn, all on one CPU (µs)", "rr1p", |s| s.p50_us),
     row("RR p99, 1 conn, all on one CPU (µs)", "rr1p", |s| s.p99_us),
     row("connect + first byte p50, all on one CPU (µs)", "crr1p", |s| s.p50_us),
@@ -25,6 +27,17 @@ pub(super) const ROWS: [Row; 24] = [
     row("new connections, 16 at once (/s)", "crr16", |s| s.per_second),
     row("throughput, 1 stream (Gbit/s)", "tp1", |s| s.gbit),
     row("throughput, 8 streams (Gbit/s)", "tp8", |s| s.gbit),
+    row("HTTP request p50, all on one CPU (µs)", "http1p", |s| s.p50_us),
+    row("HTTP request, judged, p50, all on one CPU (µs; × unjudged)", "judged1p", |s| s.p50_us)
+        .against("http1p"),
+    row("HTTP request rate, 64 conns (/s)", "http64", |s| s.per_second),
+    row("HTTP request rate, judged, 64 conns (/s; × unjudged)", "judged64", |s| s.per_second)
+        .against("http64"),
+    row("agent CPU per HTTP request, 64 conns (µs)", "http64", |s| s.agent.map(micros)),
+    row("agent CPU per HTTP request, judged, 64 conns (µs; × unjudged)", "judged64", |s| {
+        s.agent.map(micros)
+    })
+    .against("http64"),
     row("agent CPU per GB, 1 stream (s)", "tp1", |s| s.agent),
     row("agent CPU per GB, 8 streams (s)", "tp8", |s| s.agent),
     row("agent CPU per request, 64 conns (µs)", "rr64", |s| s.agent.map(micros)),
@@ -36,7 +49,13 @@ pub(super) const ROWS: [Row; 24] = [
 ];
 
 const fn row(label: &'static str, test: &'static str, value: fn(&Sample) -> Option<f64>) -> Row {
-    Row { label, test, value }
+    Row { label, test, value, against: None }
+}
+
+impl Row {
+    const fn against(self, test: &'static str) -> Self {
+        Self { against: Some(test), ..self }
+    }
 }
 
 fn micros(seconds: f64) -> f64 {

@@ -14,13 +14,31 @@ pub(super) struct Site {
     pub(super) name: String,
     // Before the topology, so that agents end first.
     pub(super) product: Product,
-    pub(super) echo: BTreeMap<&'static str, EchoServer>,
+    /// By server and port.
+    pub(super) echo: BTreeMap<(&'static str, u16), EchoServer>,
     pub(super) drain: BTreeMap<&'static str, Server>,
     pub(super) topology: Topology,
 }
 
 pub(super) const ECHO: u16 = 7000;
 pub(super) const DRAIN: u16 = 7001;
+pub(super) const HTTP: u16 = 7002;
+/// The same, under a policy that looks at requests.
+pub(super) const JUDGED: u16 = 7003;
+
+/// Says nothing of the other ports, and refuses none of what the load asks for.
+const RULES: &str = "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: judged, namespace: default}
+spec:
+  action: DENY
+  rules:
+  - to: [{operation: {ports: ['7003'], notPaths: ['/orders/*']}}]
+  - to: [{operation: {ports: ['7003'], notMethods: [GET, POST]}}]
+  - to: [{operation: {ports: ['7003']}}]
+    when: [{key: 'request.headers[X-Team]', notValues: [red]}]
+";
 
 /// Whose path: the mesh's pods, or their twins'.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +69,7 @@ impl Site {
         for (pod, _) in DIRECT {
             mesh = mesh.plain(pod);
         }
+        mesh = mesh.resource(RULES);
         for pod in topology.pods() {
             // A short-connection test closes first on the client: it would run out of ports, not of proxy.
             pod.ns.sysctl("ipv4.tcp_tw_reuse", "1")?;
@@ -62,7 +81,9 @@ impl Site {
         let (mut echo, mut drain) = (BTreeMap::new(), BTreeMap::new());
         for server in ["s1", "s2", "ds1", "ds2"] {
             let ns = &topology.pod(server).ns;
-            echo.insert(server, EchoServer::start(ns, ECHO, Answer::Same)?);
+            for (port, answer) in [(ECHO, Answer::Same), (HTTP, Answer::Http), (JUDGED, Answer::Http)] {
+                echo.insert((server, port), EchoServer::start(ns, port, answer)?);
+            }
             drain.insert(server, Server::start(ns, DRAIN, bulk::drain)?);
         }
         let product = product(&topology, &mesh).with_context(|| format!("preparing {name}"))?;

@@ -19,8 +19,8 @@ pub(super) fn print(plan: &Plan, sites: &[Site], rounds: &Rounds, memories: &[Me
     let _ = writeln!(
         t,
         "{} CPUs, kernel {}; {} rounds, {:.1} s a measurement. {}\n\
-         Medians; in parentheses the median of the ratios to plain TCP in the same round, and the least and \
-         greatest of them.\n",
+         Medians; in parentheses the median of the ratios in the same round, and the least and greatest of \
+         them: to plain TCP, or of judged requests to others on the same path.\n",
         cost::all_cpus().len(),
         kernel.trim(),
         rounds.0.len(),
@@ -42,13 +42,16 @@ pub(super) fn print(plan: &Plan, sites: &[Site], rounds: &Rounds, memories: &[Me
 }
 
 fn cell(row: &Row, column: Column, rounds: &Rounds) -> String {
-    let value = |round: usize, column| rounds.0[round].get(&(row.test, column)).and_then(row.value);
-    let plain = Column { site: None, cross: column.cross };
+    let value = |round: usize, test, column| rounds.0[round].get(&(test, column)).and_then(row.value);
+    let base = match row.against {
+        Some(test) => (test, column),
+        None => (row.test, Column { site: None, cross: column.cross }),
+    };
     let (mut values, mut ratios) = (vec![], vec![]);
     for round in 0..rounds.0.len() {
-        let Some(v) = value(round, column) else { continue };
+        let Some(v) = value(round, row.test, column) else { continue };
         values.push(v);
-        if let (Some(_), Some(base)) = (column.site, value(round, plain)) {
+        if let (Some(_), Some(base)) = (column.site, value(round, base.0, base.1)) {
             ratios.push(v / base);
         }
     }
@@ -109,6 +112,25 @@ mod tests {
         assert_eq!(cell(row, plain, &rounds), "10.0");
         assert_eq!(cell(row, mesh, &rounds), "50.0 (5.00×; 5.00–5.00)");
         assert_eq!(cell(row, Column { site: Some(1), cross: true }, &rounds), "–");
+    }
+
+    #[test]
+    fn judged_requests_are_compared_with_others_on_the_same_path() {
+        let sample = |us| Sample { p50_us: Some(us), ..Sample::default() };
+        let (plain, mesh) = (Column { site: None, cross: true }, Column { site: Some(0), cross: true });
+        let round = |us| {
+            let all = [
+                ("http1p", plain, 1.0),
+                ("http1p", mesh, 4.0),
+                ("judged1p", plain, 1.0),
+                ("judged1p", mesh, 6.0),
+            ];
+            all.into_iter().map(|(test, column, times)| ((test, column), sample(us * times))).collect()
+        };
+        let rounds = Rounds(vec![round(10.0), round(20.0), round(10.0)]);
+        let row = ROWS.iter().find(|r| r.test == "judged1p").unwrap();
+        assert_eq!(cell(row, mesh, &rounds), "60.0 (1.50×; 1.50–1.50)");
+        assert_eq!(cell(row, plain, &rounds), "10.0");
     }
 
     #[test]

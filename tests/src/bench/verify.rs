@@ -30,7 +30,8 @@ fn path(site: &Site, kind: Kind, reach: Reach) -> Result<()> {
     let capture = Capture::start(node, device)?;
     let run = Duration::from_millis(200);
     let to = site.address(server, ECHO);
-    let plan = round_trip::Plan { to, connections: 4, size: 128, warm: Duration::ZERO, run };
+    let plan =
+        round_trip::Plan { to, connections: 4, say: round_trip::Say::Echo(128), warm: Duration::ZERO, run };
     client.ns.run(|| round_trip::measure(&plan)).context("round trips")?;
     settle(&capture)?;
     let (port, shown) = (site.product.tunnel_port()?, capture.shows(MARKER)?);

@@ -6,18 +6,26 @@ use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
-use super::{Times, dial};
+use super::{Answer, Times, dial};
 
 /// What a client does.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
     pub to: SocketAddr,
     pub connections: usize,
-    /// Bytes of a request, and of its answer.
-    pub size: usize,
+    pub say: Say,
     /// Not measured.
     pub warm: Duration,
     pub run: Duration,
+}
+
+/// What is asked and answered.
+#[derive(Clone, Copy, Debug)]
+pub enum Say {
+    /// So many bytes, which come back ([`Answer::Same`]).
+    Echo(usize),
+    /// A request of HTTP/1.1 ([`Answer::Http`]).
+    Http,
 }
 
 /// Runs from the calling thread's namespace.
@@ -25,14 +33,17 @@ pub struct Plan {
 /// # Errors
 /// A connection could not be made, ended, or brought back other bytes.
 pub fn measure(plan: &Plan) -> io::Result<Times> {
-    let request = request(plan.size);
-    if plan.connections == 1 { alone(plan, &request) } else { together(plan, &request) }
+    let (request, answer) = match plan.say {
+        Say::Echo(size) => (request(size), request(size)),
+        Say::Http => (HTTP.to_vec(), Answer::OK.to_vec()),
+    };
+    if plan.connections == 1 { alone(plan, &request, &answer) } else { together(plan, &request, &answer) }
 }
 
 /// A connection by itself blocks: no epoll between it and what is measured.
-fn alone(plan: &Plan, request: &[u8]) -> io::Result<Times> {
+fn alone(plan: &Plan, request: &[u8], expected: &[u8]) -> io::Result<Times> {
     let mut stream = dial(plan.to)?;
-    let mut answer = vec![0; request.len()];
+    let mut answer = vec![0; expected.len()];
     let mut times = Times::default();
     let begin = Instant::now() + plan.warm;
     let end = begin + plan.run;
@@ -46,8 +57,8 @@ fn alone(plan: &Plan, request: &[u8]) -> io::Result<Times> {
         if sent >= begin {
             times.push(sent.elapsed());
         }
-        if answer != request {
-            return Err(io::Error::other("the answer is not the request"));
+        if answer != expected {
+            return Err(io::Error::other("the answer is not what was expected"));
         }
     }
 }
@@ -58,7 +69,7 @@ struct Connection {
     got: usize,
 }
 
-fn together(plan: &Plan, request: &[u8]) -> io::Result<Times> {
+fn together(plan: &Plan, request: &[u8], expected: &[u8]) -> io::Result<Times> {
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
     let mut connections = Vec::with_capacity(plan.connections);
     for i in 0..plan.connections {
@@ -74,7 +85,7 @@ fn together(plan: &Plan, request: &[u8]) -> io::Result<Times> {
     let begin = Instant::now() + plan.warm;
     let end = begin + plan.run;
     let mut events = vec![EpollEvent::empty(); plan.connections];
-    let mut answer = vec![0; request.len()];
+    let mut answer = vec![0; expected.len()];
     let mut times = Times::default();
     let mut last = Instant::now();
     loop {
@@ -99,7 +110,7 @@ fn together(plan: &Plan, request: &[u8]) -> io::Result<Times> {
                 Err(e) if e.kind() == ErrorKind::WouldBlock => continue,
                 Err(e) => return Err(e),
             }
-            if c.got < request.len() {
+            if c.got < expected.len() {
                 // The rest is read over the beginning of the next connection's: only lengths count here,
                 // `alone` compares bytes.
                 continue;
@@ -118,3 +129,7 @@ fn request(size: usize) -> Vec<u8> {
     const MARKER: &[u8] = super::MARKER;
     (0..size).map(|i| MARKER.get(i).copied().unwrap_or(b'.')).collect()
 }
+
+/// As long as the echoed one, and with the marker too.
+const HTTP: &[u8] = b"GET /orders/7 HTTP/1.1\r\nHost: server\r\nX-Marker: underpass-load-in-plain-sight\r\n\
+    X-Team: red\r\nUser-Agent: underpass-load\r\n\r\n";
