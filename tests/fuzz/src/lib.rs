@@ -70,6 +70,14 @@ pub fn csr(input: &[u8]) -> bool {
     }
 }
 
+/// What a client says on a port where requests are judged, HTTP/1.1 or HTTP/2; all but `/admin` is allowed.
+///
+/// # Panics
+/// When the application is asked anything that was not judged and allowed just so.
+pub fn http_requests(input: &[u8]) -> bool {
+    underpass::proxy::fuzz_requests(input)
+}
+
 /// The name in a peer's certificate.
 ///
 /// # Panics
@@ -201,6 +209,11 @@ mod tests {
     #[test]
     fn hbone_request_takes_its_seeds() {
         every_seed("hbone_request", super::hbone_request);
+    }
+
+    #[test]
+    fn http_requests_takes_its_seeds() {
+        every_seed("http_requests", super::http_requests);
     }
 
     #[test]
