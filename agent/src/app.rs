@@ -89,8 +89,9 @@ async fn serve(config: Config, log: LogControl, descriptors: usize) -> anyhow::R
     tasks.spawn("flows", {
         let (flows, table, telemetry, stop) =
             (kernel.flows()?, Arc::clone(&table), telemetry.clone(), draining.clone());
+        let store = store.clone();
         quiet(async move {
-            stop.run_until_cancelled(count_flows(flows, table, telemetry)).await;
+            stop.run_until_cancelled(count_flows(flows, table, store, telemetry)).await;
         })
     });
     tasks.spawn("metrics", {
@@ -423,14 +424,18 @@ fn watch_policy(telemetry: &Telemetry, kernel: &Arc<dyn Kernel>, store: &Store) 
     });
 }
 
-async fn count_flows(mut flows: Flows, table: Arc<ArcSwap<Table>>, telemetry: Telemetry) {
+async fn count_flows(mut flows: Flows, table: Arc<ArcSwap<Table>>, store: Store, telemetry: Telemetry) {
     while let Some(flow) = flows.next().await {
         let table = table.load();
         let Some(pod) = pod_of(&table, flow.pod) else { continue };
+        let snapshot = store.current();
         telemetry.flow_left_alone(&FlowLeftAlone {
             direction: flow.direction,
-            namespace: &pod.pod.namespace,
-            pod: &pod.pod.name,
+            pod: &pod.pod,
+            workload: snapshot.workload_of(&pod.pod),
+            local: flow.local,
+            remote: flow.remote,
+            peer: snapshot.workload(flow.remote.ip()).map(|workload| &**workload),
             sent: flow.sent,
             received: flow.received,
         });

@@ -25,6 +25,7 @@ pub(super) fn state(sources: &Arc<Sources>) -> Router {
         .route("/certificates", get(|s: Shared| json(s, |s| (s.certificates)())))
         .route("/trust", get(|s: Shared| json(s, |s| (s.trust)())))
         .route("/connections", get(|s: Shared| json(s, |s| s.telemetry.connections())))
+        .route("/observed", get(|s: Shared| json(s, Sources::observed)))
         .route("/config", get(|s: Shared| json(s, |s| s.config.clone())))
         .route("/analyze", get(|s: Shared| json(s, |s| s.store.current().analyze())))
         .route("/phases", get(|s: Shared| json(s, |s| s.store.current().phases())))

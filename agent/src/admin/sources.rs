@@ -18,7 +18,7 @@ use crate::model::{LocalPod, NetnsCookie};
 use crate::pods::{EnrolledPod, PodState, Table};
 use crate::policy::Policy;
 use crate::telemetry::process::LogControl;
-use crate::telemetry::{Telemetry, rfc3339};
+use crate::telemetry::{ObservedAgent, ObservedView, Telemetry, rfc3339};
 
 pub struct Sources {
     pub instance: String,
@@ -64,6 +64,12 @@ impl Sources {
             connections: self.telemetry.connection_count(),
             findings: self.findings(&pods),
         }
+    }
+
+    /// Who was seen to connect to this node's pods.
+    pub(super) fn observed(&self) -> ObservedView {
+        let (node, instance) = (self.node.clone(), self.instance.clone());
+        ObservedView { agents: vec![ObservedAgent { node, instance, ..self.telemetry.observed() }] }
     }
 
     fn findings(&self, pods: &[PodState]) -> Vec<String> {

@@ -86,7 +86,7 @@ impl PodFacts {
 }
 
 /// What a pod says of itself that policies select by or depend on.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PodFacts {
     pub labels: BTreeMap<Arc<str>, Arc<str>>,
     /// Only those that mean something to policy.
@@ -99,14 +99,14 @@ pub struct PodFacts {
     pub waypoint: Option<Arc<str>>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ContainerPort {
     /// Empty where it has none.
     pub name: Arc<str>,
     pub port: u16,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct HttpProbe {
     pub port: u16,
     pub path: Arc<str>,

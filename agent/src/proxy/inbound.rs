@@ -270,7 +270,7 @@ pub(super) async fn judged_requests(
     record: &Record,
     stop: &Stop,
 ) -> End {
-    let tally = Arc::new(http::Tally::new(pod.node.telemetry.clone()));
+    let tally = Arc::new(http::Tally::new(pod.node.telemetry.clone(), Some(record.requests())));
     let service = http::Service { client: told, ..service(pod, judge, &tally) };
     let application = http::Socket::new(application);
     // Boxed, as in `while_wanted`.
@@ -294,7 +294,7 @@ pub(super) struct Heard {
 impl Heard {
     /// None where nobody wants to know.
     pub(super) fn of(pod: &PodProxy, judge: Option<&Arc<dyn http::Judge>>) -> Option<Self> {
-        let tally = Arc::new(http::Tally::new(pod.node.telemetry.clone()));
+        let tally = Arc::new(http::Tally::new(pod.node.telemetry.clone(), None));
         let tap = Box::new(http::Tap::new(service(pod, judge?, &tally)));
         Some(Self { tap, tally })
     }

@@ -8,6 +8,7 @@ mod access;
 mod config;
 mod escape;
 mod metrics;
+mod observed;
 #[cfg(test)]
 pub(crate) mod page;
 pub mod process;
@@ -30,11 +31,16 @@ pub use metrics::certificates::{
 pub use metrics::own::{FlowLeftAlone, SourceHealth};
 pub use metrics::policy::PolicySample;
 pub use metrics::{CATALOGUE, Kind, MetricInfo};
-pub use record::{Counts, Denial, Opened, Party, Record, Teller};
+pub use observed::{
+    ClientView, ConnectionCounts, DenialView, LeftOut, ObservedAgent, ObservedServer, ObservedView,
+    OutcomeView, RequestCounts, Seen, Transport, is_churning_label,
+};
+pub use record::{Counts, Denial, Opened, Party, Record, RequestTeller, Teller};
 pub use view::{ConnectionState, ConnectionView, PartyView};
 
 use crate::model::{Cause, ConnectionId, Direction};
 use metrics::Metrics;
+use observed::{Event, Observed, Outcome};
 use queue::LogQueue;
 use record::Live;
 
@@ -71,6 +77,7 @@ struct Inner {
     log: Option<LogQueue>,
     format: Format,
     metrics: Metrics,
+    observed: Observed,
     live: [Mutex<HashMap<ConnectionId, Arc<Live>>>; SHARDS],
 }
 
@@ -96,6 +103,7 @@ impl Telemetry {
             log,
             format: config.access_log.format,
             metrics: Metrics::new(&config.metrics)?,
+            observed: Observed::new(),
             live: std::array::from_fn(|_| Mutex::default()),
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -119,6 +127,13 @@ impl Telemetry {
         let mut views: Vec<_> = self.live().iter().map(|live| live.view()).collect();
         views.sort_by_key(|view| view.id);
         views
+    }
+
+    /// Who was seen to connect to this node's pods since the agent started, live connections included.
+    pub fn observed(&self) -> ObservedAgent {
+        // Those first that are open: what ends meanwhile is seen twice rather than not at all.
+        let live = self.live();
+        self.inner.observed.view(|add| live.iter().for_each(|live| live.tell_open(add)))
     }
 
     /// How many records are open.
@@ -156,6 +171,8 @@ impl Telemetry {
         self.inner.metrics.own.flow_left_alone(flow);
         if flow.direction == Direction::Inbound {
             self.inner.metrics.policy.plaintext_admitted("kernel");
+            let ended = Event::Ended { outcome: Outcome::Allowed, requests_allowed: 0, would_deny: None };
+            self.inner.observed.add(&flow.sight(), ended);
         }
     }
 
@@ -201,12 +218,15 @@ impl Telemetry {
             connection.report(&self.inner.metrics.traffic);
         }
         let queued = self.inner.log.as_ref().map(LogQueue::stats).unwrap_or_default();
-        self.inner.metrics.render(&live, queued)
+        let mut text = self.inner.metrics.render(&live, queued)?;
+        text += &self.inner.observed.metrics();
+        Ok(text)
     }
 
     /// Drops label sets that no connection has used for a while; call it every minute or so.
     pub fn prune(&self) {
         self.inner.metrics.traffic.evict();
+        self.inner.observed.prune();
     }
 
     /// Waits until every record finished so far is written.

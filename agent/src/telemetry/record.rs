@@ -8,10 +8,12 @@ use std::time::{Instant, SystemTime};
 
 use crate::model::{
     Cause, ClientAddr, ConnectionId, Direction, LocalPod, NextHop, OriginalDst, Service, SpiffeId, Workload,
+    ports,
 };
 
 use super::access::{self, Line};
 use super::metrics::traffic::{Key, Series, Side, Traffic};
+use super::observed::{Event, Outcome, Sight};
 use super::view::{ConnectionState, ConnectionView, PartyView};
 use super::{Telemetry, lock};
 
@@ -67,6 +69,27 @@ impl std::fmt::Debug for Teller {
     }
 }
 
+/// Counts the requests of one connection, where each is judged by itself.
+#[derive(Clone)]
+pub struct RequestTeller {
+    telemetry: Telemetry,
+    live: Arc<Live>,
+}
+
+impl RequestTeller {
+    pub fn allowed(&self) {
+        self.live.requests_allowed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn denied(&self, denial: &Denial) {
+        let mut facts = lock(&self.live.facts);
+        facts.request_denial = Some(denial.clone());
+        if let Some(sight) = self.live.sight(&facts) {
+            self.telemetry.inner.observed.add(&sight, Event::RequestDenied(denial));
+        }
+    }
+}
+
 /// Bytes of the application's stream, not of the tunnel's.
 #[derive(Debug, Default)]
 pub struct Counts {
@@ -91,6 +114,7 @@ impl Record {
             started: Instant::now(),
             since: SystemTime::now(),
             counts: Arc::default(),
+            requests_allowed: AtomicU64::new(0),
             facts: Mutex::default(),
         });
         telemetry.inner.shard(live.opened.id).insert(live.opened.id, Arc::clone(&live));
@@ -137,7 +161,8 @@ impl Record {
     /// What the answer would be if the policies that only run dry were in force.
     pub fn set_dry_run(&self, would: String, would_allow: bool) {
         self.telemetry.inner.metrics.policy.dry_run(would_allow);
-        lock(&self.live.facts).dry_run = Some(would);
+        let mut facts = lock(&self.live.facts);
+        (facts.dry_run, facts.would_deny) = (Some(would), !would_allow);
     }
 
     /// How far policy is enforced for the workload, where it is not all the way.
@@ -154,8 +179,14 @@ impl Record {
     }
 
     /// As [`Self::set_dry_run`] and [`Self::set_audit`], of requests, which are counted one by one.
-    pub fn set_advice_on_requests(&self, would: Option<String>, matching: &[(Arc<str>, Option<u32>)]) {
+    pub fn set_advice_on_requests(
+        &self,
+        would: Option<String>,
+        would_deny: bool,
+        matching: &[(Arc<str>, Option<u32>)],
+    ) {
         let mut facts = lock(&self.live.facts);
+        facts.would_deny |= would_deny;
         facts.dry_run = would.or(facts.dry_run.take());
         facts.add_audit(matching);
     }
@@ -177,6 +208,12 @@ impl Record {
     /// For whoever ends the connection later on and knows why.
     pub fn teller(&self) -> Teller {
         Teller { live: Arc::clone(&self.live) }
+    }
+
+    /// Its requests are judged one by one from now on: by itself it is not allowed yet.
+    pub fn requests(&self) -> RequestTeller {
+        lock(&self.live.facts).by_request = true;
+        RequestTeller { telemetry: self.telemetry.clone(), live: Arc::clone(&self.live) }
     }
 
     /// What both ends' lines of one connection have in common.
@@ -223,6 +260,10 @@ impl Record {
         if let Some(reason) = facts.reason.filter(|_| facts.is_denied) {
             inner.metrics.policy.denied(reason, facts.policy.as_ref());
         }
+        if let Some(sight) = self.live.sight(&facts) {
+            let denial = self.live.denial(&facts, cause);
+            inner.observed.add(&sight, self.live.ended(&facts, denial.as_ref()));
+        }
         if let Some(log) = &inner.log {
             let line = self.live.line(&facts, cause, detail);
             access::with_line(inner.format, &line, |bytes| log.push(bytes));
@@ -246,6 +287,7 @@ pub(super) struct Live {
     started: Instant,
     since: SystemTime,
     counts: Arc<Counts>,
+    requests_allowed: AtomicU64,
     facts: Mutex<Facts>,
 }
 
@@ -263,6 +305,10 @@ struct Facts {
     /// The connection itself is what those denied.
     is_denied: bool,
     dry_run: Option<String>,
+    would_deny: bool,
+    /// Of the last request that was refused.
+    request_denial: Option<Denial>,
+    by_request: bool,
     audit: Option<String>,
     trace: Option<u128>,
     mtls: bool,
@@ -288,6 +334,10 @@ impl Facts {
             }
         }
         self.audit = (!audit.is_empty()).then_some(audit);
+    }
+
+    fn would_deny(&self) -> Option<&str> {
+        self.dry_run.as_deref().filter(|_| self.would_deny)
     }
 }
 
@@ -319,6 +369,55 @@ impl Live {
         series.sent.fetch_add(received.saturating_sub(facts.added_received), Ordering::Relaxed);
         facts.added_sent = sent;
         facts.added_received = received;
+    }
+
+    /// Tells an open connection to whoever asks what is observed.
+    pub(super) fn tell_open(&self, add: &mut dyn FnMut(&Sight<'_>, Event<'_>)) {
+        let facts = lock(&self.facts);
+        let requests_allowed = self.requests_allowed.load(Ordering::Relaxed);
+        let reached = if facts.by_request { requests_allowed > 0 } else { facts.established };
+        if let Some(sight) = self.sight(&facts).filter(|_| reached) {
+            add(&sight, Event::Open { requests_allowed, would_deny: facts.would_deny() });
+        }
+    }
+
+    /// Who connects to what; none where it is not known, as of a tunnel of which no connection came.
+    fn sight<'a>(&'a self, facts: &'a Facts) -> Option<Sight<'a>> {
+        let target = if facts.mtls { facts.hbone_addr? } else { self.opened.destination.0 };
+        if self.opened.direction != Direction::Inbound || ports::ALL.contains(&target.port()) {
+            return None;
+        }
+        Some(Sight {
+            pod: &self.opened.pod,
+            server: facts.destination.workload.as_ref(),
+            identity: if facts.mtls { Some(facts.source.identity.as_ref()?) } else { None },
+            // Not what a client only says of itself, which has no uid.
+            client: facts.source.workload.as_deref().filter(|workload| !workload.uid.is_empty()),
+            client_ip: self.opened.client.0.ip(),
+            target,
+        })
+    }
+
+    /// What policy refused it for, if it did.
+    fn denial(&self, facts: &Facts, cause: Cause) -> Option<Denial> {
+        if let Some(reason) = facts.reason.filter(|_| facts.is_denied) {
+            return Some(Denial { policy: facts.policy.clone(), rule: facts.rule, reason });
+        }
+        let not_http = cause == Cause::NotHttp;
+        let nothing = facts.by_request && self.requests_allowed.load(Ordering::Relaxed) == 0;
+        let no_http = || Denial { policy: None, rule: None, reason: Cause::NotHttp.as_str() };
+        if not_http { Some(no_http()) } else { facts.request_denial.clone().filter(|_| nothing) }
+    }
+
+    fn ended<'a>(&self, facts: &'a Facts, denial: Option<&'a Denial>) -> Event<'a> {
+        let requests_allowed = self.requests_allowed.load(Ordering::Relaxed);
+        let reached = if facts.by_request { requests_allowed > 0 } else { facts.established };
+        let outcome = match denial {
+            Some(denial) => Outcome::Denied(denial),
+            None if reached => Outcome::Allowed,
+            None => Outcome::Unreached,
+        };
+        Event::Ended { outcome, requests_allowed, would_deny: facts.would_deny() }
     }
 
     fn key<'a>(&'a self, facts: &'a Facts) -> Key<'a> {

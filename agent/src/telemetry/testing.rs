@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::model::*;
 
-use super::{Format, Opened, Party, Telemetry, TelemetryConfig};
+use super::{FlowLeftAlone, Format, Opened, Party, Telemetry, TelemetryConfig};
 
 /// What was written to the log.
 #[derive(Clone, Default)]
@@ -52,6 +52,20 @@ pub(super) fn opened(direction: Direction) -> Opened {
         pod: pod(if direction == Direction::Outbound { "client-1" } else { "server-1" }),
         client: ClientAddr(client.parse().unwrap()),
         destination: OriginalDst(destination.parse().unwrap()),
+    }
+}
+
+/// A connection that the pod has dialled.
+pub(super) fn left_alone(pod: &LocalPod) -> FlowLeftAlone<'_> {
+    FlowLeftAlone {
+        direction: Direction::Outbound,
+        pod,
+        workload: None,
+        local: "10.0.1.5:40000".parse().unwrap(),
+        remote: "192.0.2.1:80".parse().unwrap(),
+        peer: None,
+        sent: 0,
+        received: 0,
     }
 }
 

@@ -4,10 +4,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::judge::{About, Advice, Became, Observer, Ruling, Seen};
 use crate::policy::By;
-use crate::telemetry::{Denial, Record, Telemetry};
+use crate::telemetry::{Denial, Record, RequestTeller, Telemetry};
 
 pub struct Tally {
     telemetry: Telemetry,
+    /// None where nothing is judged, only heard.
+    record: Option<RequestTeller>,
     counted: Mutex<Counted>,
 }
 
@@ -38,8 +40,8 @@ struct Dry {
 }
 
 impl Tally {
-    pub fn new(telemetry: Telemetry) -> Self {
-        Self { telemetry, counted: Mutex::default() }
+    pub fn new(telemetry: Telemetry, record: Option<RequestTeller>) -> Self {
+        Self { telemetry, record, counted: Mutex::default() }
     }
 
     /// Adds what the log's own fields say.
@@ -51,7 +53,7 @@ impl Tally {
         if let Some(denial) = &counted.refused {
             record.set_denial(denial);
         }
-        record.set_advice_on_requests(counted.dry.told(), &counted.audited);
+        record.set_advice_on_requests(counted.dry.told(), counted.dry.denied > 0, &counted.audited);
         if let Some(would) = &counted.stream.would {
             record.set_dry_run(would.to_string(), would.is_allow());
         }
@@ -75,15 +77,22 @@ impl Observer for Tally {
         let mut counted = self.counted();
         counted.requests += 1;
         let (denial, why) = match seen.became {
-            Became::Allowed { .. } => return,
+            Became::Allowed { .. } => {
+                self.record.iter().for_each(RequestTeller::allowed);
+                return;
+            }
             Became::Denied { by, cause, why } => (denial(by, cause), why),
             Became::Revoked => (denial(None, "policy_revoked"), "policy changed and forbids it"),
-            Became::Refused { why } => (denial(None, "bad_request"), why),
+            Became::Refused { why } => (denial(None, BAD_REQUEST), why),
         };
         counted.denied += 1;
         let status = seen.status.map_or_else(|| "no answer".to_owned(), |status| status.as_u16().to_string());
         counted.last = format!("{} {}{}: {status}, {why}", seen.method, seen.host, shortened(seen.path));
         self.telemetry.request_denied(denial.reason, denial.policy.as_ref());
+        // Policy was not asked about what is no request.
+        if denial.reason != BAD_REQUEST {
+            self.record.iter().for_each(|record| record.denied(&denial));
+        }
         counted.denial = Some(denial);
     }
 
@@ -147,5 +156,6 @@ fn shortened(text: &str) -> &str {
     text.char_indices().nth(MOST_LOGGED).map_or(text, |(end, _)| &text[..end])
 }
 
+const BAD_REQUEST: &str = "bad_request";
 const MOST_LOGGED: usize = 256;
 const MOST_AUDITED: usize = 16;

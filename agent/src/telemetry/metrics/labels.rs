@@ -156,7 +156,7 @@ impl Side<'_> {
     }
 }
 
-fn push(out: &mut String, name: &str, value: &str) {
+pub(in crate::telemetry) fn push(out: &mut String, name: &str, value: &str) {
     out.push(if out.is_empty() { '{' } else { ',' });
     out.push_str(name);
     out.push_str("=\"");

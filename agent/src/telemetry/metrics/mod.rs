@@ -16,7 +16,7 @@ use prometheus::TextEncoder;
 
 use super::queue::QueueStats;
 use super::record::Live;
-use super::{MetricsConfig, TelemetryError, lock};
+use super::{MetricsConfig, TelemetryError, lock, observed};
 use certificates::Certificates;
 use own::Own;
 use policy::PolicyMetrics;
@@ -63,6 +63,10 @@ pub const CATALOGUE: &[MetricInfo] = &[
     policy::AUDITED,
     policy::DRY_RUN_REQUESTS,
     policy::AUDITED_REQUESTS,
+    observed::UNAUTHORIZED_CONNECTIONS,
+    observed::UNAUTHORIZED_REQUESTS,
+    observed::ROWS,
+    observed::LEFT_OUT,
     policy::PLAINTEXT_ADMITTED,
     policy::PLAINTEXT_DROPPED,
     policy::DEFECTS,

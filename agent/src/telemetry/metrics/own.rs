@@ -1,15 +1,17 @@
 //! The agent's own metrics, named `underpass_…`.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use prometheus::core::Collector;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
-use crate::model::{Cause, Direction};
+use crate::model::{Cause, Direction, LocalPod, Workload};
 
 use super::traffic::Traffic;
 use super::{Kind, MetricInfo};
+use crate::telemetry::observed::Sight;
 use crate::telemetry::queue::QueueStats;
 use crate::telemetry::record::Live;
 
@@ -102,11 +104,30 @@ pub(super) const FOLDED: MetricInfo = counter(
 pub struct FlowLeftAlone<'a> {
     /// Outbound when the pod dialled.
     pub direction: Direction,
-    /// The meshed pod.
-    pub namespace: &'a str,
-    pub pod: &'a str,
+    pub pod: &'a LocalPod,
+    /// The pod's own, where it is known.
+    pub workload: Option<&'a Arc<Workload>>,
+    /// The pod's end.
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+    /// The workload at the other end's address.
+    pub peer: Option<&'a Workload>,
     pub sent: u64,
     pub received: u64,
+}
+
+impl<'a> FlowLeftAlone<'a> {
+    /// As somebody's connection to the pod.
+    pub(in crate::telemetry) fn sight(&self) -> Sight<'a> {
+        Sight {
+            pod: self.pod,
+            server: self.workload,
+            identity: None,
+            client: self.peer,
+            client_ip: self.remote.ip(),
+            target: self.local,
+        }
+    }
 }
 
 /// What came of reading a source of workloads and policy.
@@ -178,7 +199,7 @@ impl Own {
     }
 
     pub(in crate::telemetry) fn flow_left_alone(&self, flow: &FlowLeftAlone<'_>) {
-        let labels = [flow.direction.as_str(), flow.namespace, flow.pod];
+        let labels = [flow.direction.as_str(), &flow.pod.namespace, &flow.pod.name];
         self.passthrough_connections.with_label_values(&labels).inc();
         self.passthrough_sent.with_label_values(&labels).inc_by(flow.sent);
         self.passthrough_received.with_label_values(&labels).inc_by(flow.received);

@@ -1,7 +1,7 @@
 use super::*;
 use crate::model::{Cause, Direction};
 use crate::telemetry::page;
-use crate::telemetry::testing::{lines, opened, party, service, telemetry};
+use crate::telemetry::testing::{left_alone, lines, opened, party, pod, service, telemetry};
 use crate::telemetry::{
     BundleSample, CertificateAttempt, CertificateSample, CertificateSamples, RevocationListSample,
     TrustFileSample,
@@ -252,13 +252,8 @@ fn a_hostile_label_value_stays_in_its_quotes() {
 fn the_agents_own_numbers() {
     let (telemetry, output) = telemetry(|_| {});
     telemetry.refused(Direction::Outbound, Cause::NoCertificate);
-    let flow = FlowLeftAlone {
-        direction: Direction::Outbound,
-        namespace: "shop",
-        pod: "client-1",
-        sent: 5,
-        received: 7,
-    };
+    let pod = pod("client-1");
+    let flow = FlowLeftAlone { sent: 5, received: 7, ..left_alone(&pod) };
     telemetry.flow_left_alone(&flow);
     telemetry.flow_left_alone(&flow);
     telemetry.source("file", SourceHealth::Accepted { revision: 3 });
@@ -295,13 +290,7 @@ fn the_catalogue_is_what_is_rendered() {
     let (telemetry, _) = telemetry(|_| {});
     // Something of everything.
     connect(&telemetry, Direction::Outbound).finish(Cause::Internal, None);
-    telemetry.flow_left_alone(&FlowLeftAlone {
-        direction: Direction::Outbound,
-        namespace: "n",
-        pod: "p",
-        sent: 0,
-        received: 0,
-    });
+    telemetry.flow_left_alone(&left_alone(&pod("client-1")));
     telemetry.source("file", SourceHealth::Accepted { revision: 1 });
     telemetry.source("file", SourceHealth::Refused);
     telemetry.request_denied("deny_matched", Some(&"n/no".into()));
@@ -310,7 +299,10 @@ fn the_catalogue_is_what_is_rendered() {
     let judged = connect(&telemetry, Direction::Inbound);
     judged.set_dry_run("denied".into(), false);
     judged.set_audit(&[("n/seen".into(), Some(0))]);
-    judged.set_denial(&Denial { policy: Some("n/no".into()), rule: Some(1), reason: "deny_matched" });
+    let denial = Denial { policy: Some("n/no".into()), rule: Some(1), reason: "deny_matched" };
+    judged.set_denial(&denial);
+    judged.set_hbone_addr("10.0.2.9:8080".parse().unwrap());
+    judged.requests().denied(&denial);
     judged.finish(Cause::PolicyDenied, None);
     telemetry.plaintext_admitted();
     telemetry.watch_policy(PolicySample::default);
