@@ -109,6 +109,11 @@ pub(crate) struct MeshArgs {
 
 impl MeshArgs {
     pub fn settings(&self) -> Settings {
+        self.settings_in(TrustDomain::cluster_local())
+    }
+
+    /// As [`Self::settings`], with another trust domain where none is given.
+    pub fn settings_in(&self, trust_domain: TrustDomain) -> Settings {
         let written = PolicySettings {
             root_namespace: self.root_namespace.clone(),
             path_normalization: self.path_normalization.unwrap_or_default(),
@@ -122,7 +127,7 @@ impl MeshArgs {
             },
             ..PolicySettings::default()
         };
-        written.settings(self.trust_domain.clone().unwrap_or_else(TrustDomain::cluster_local))
+        written.settings(self.trust_domain.clone().unwrap_or(trust_domain))
     }
 }
 
