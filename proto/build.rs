@@ -3,7 +3,8 @@
 
 use std::error::Error;
 
-const FILES: [&str; 4] = [
+const FILES: [&str; 5] = [
+    "istio/security/authorization.proto",
     "istio/v1/auth/ca.proto",
     "spire/api/types.proto",
     "spire/api/agent/delegatedidentity/v1/delegatedidentity.proto",

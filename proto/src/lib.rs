@@ -2,11 +2,18 @@
 //!
 //! The modules follow the packages of the .proto files, which say what each field means.
 
+/// What every message can: to be encoded and decoded.
+pub use prost::{DecodeError, Message};
 /// The messages that Protocol Buffers bring along.
 pub use prost_types as well_known;
 
 /// Istio's services.
 pub mod istio {
+    /// Policy as istiod sends it: `istio.security.Authorization`.
+    #[allow(missing_docs)]
+    pub mod security {
+        tonic::include_proto!("istio.security");
+    }
     /// `istio.v1`.
     pub mod v1 {
         /// How certificates are asked for: `istio.v1.auth.IstioCertificateService`.
@@ -62,6 +69,10 @@ mod tests {
     use prost::Message;
     use prost_types::{Struct, Value, value::Kind};
 
+    use super::istio::security::string_match::MatchType;
+    use super::istio::security::{
+        Action, Address, Authorization, Group, Match, Rules, Scope, ServiceAccountMatch, StringMatch,
+    };
     use super::istio::v1::auth::{IstioCertificateRequest, IstioCertificateResponse};
     use super::spire::api::agent::delegatedidentity::v1::{
         SubscribeToX509BundlesResponse, SubscribeToX509sviDsRequest, SubscribeToX509sviDsResponse,
@@ -87,6 +98,52 @@ mod tests {
 
         let response = IstioCertificateResponse { cert_chain: vec!["leaf".into(), "roots".into()] };
         assert_eq!(response.encode_to_vec(), b"\x0a\x04leaf\x0a\x05roots");
+    }
+
+    /// As istiod sends it and ztunnel reads it, every field.
+    #[test]
+    fn policy_is_istios_on_the_wire() {
+        let text = |match_type| StringMatch { match_type: Some(match_type) };
+        let account =
+            |name: &str| ServiceAccountMatch { namespace: "n".into(), service_account: name.into() };
+        let range = |last| Address { address: vec![10, 0, 0, last], length: 32 };
+        let fields = Match {
+            namespaces: vec![text(MatchType::Exact("a".into()))],
+            not_namespaces: vec![text(MatchType::Prefix("b".into()))],
+            principals: vec![text(MatchType::Suffix("c".into()))],
+            not_principals: vec![text(MatchType::Presence(()))],
+            source_ips: vec![range(1)],
+            not_source_ips: vec![range(2)],
+            destination_ips: vec![range(3)],
+            not_destination_ips: vec![range(4)],
+            destination_ports: vec![5, 300],
+            not_destination_ports: vec![6],
+            service_accounts: vec![account("s")],
+            not_service_accounts: vec![account("t")],
+        };
+        let policy = Authorization {
+            name: "p".into(),
+            namespace: "ns".into(),
+            scope: Scope::WorkloadSelector.into(),
+            action: Action::Deny.into(),
+            groups: vec![Group { rules: vec![Rules { matches: vec![fields] }] }],
+            dry_run: true,
+        };
+        let range = |field: u8, last: u8| vec![field << 3 | 2, 8, 0x0a, 4, 10, 0, 0, last, 0x10, 32];
+        let fields = [
+            b"\x0a\x03\x0a\x01a\x12\x03\x12\x01b\x1a\x03\x1a\x01c\x22\x02\x22\x00".to_vec(),
+            range(5, 1),
+            range(6, 2),
+            range(7, 3),
+            range(8, 4),
+            b"\x4a\x03\x05\xac\x02\x52\x01\x06".to_vec(),
+            b"\x5a\x06\x0a\x01n\x12\x01s\x62\x06\x0a\x01n\x12\x01t".to_vec(),
+        ]
+        .concat();
+        let length = u8::try_from(fields.len()).unwrap();
+        let head = b"\x0a\x01p\x12\x02ns\x18\x02\x20\x01".as_slice();
+        let groups = [b'\x2a', length + 4, 0x0a, length + 2, 0x12, length];
+        assert_eq!(policy.encode_to_vec(), [head, &groups, &fields, b"\x30\x01"].concat());
     }
 
     /// As a SPIRE agent writes and reads them.

@@ -37,6 +37,7 @@ mod template;
 mod tri;
 mod values;
 mod verdict;
+pub mod wire;
 
 pub use compiled::{Compiled, Conn};
 pub use explain::{Considered, Explanation, RuleTrace};

@@ -21,3 +21,5 @@ pub use status::{FileStatus, Refusal, StatusHandle};
 mod tests;
 #[cfg(test)]
 mod source_tests;
+#[cfg(test)]
+mod wire_tests;

@@ -522,20 +522,27 @@ fn workload() -> impl Strategy<Value = Workload> {
     })
 }
 
-fn policy() -> impl Strategy<Value = Policy> {
-    let fields = (
-        prop::collection::vec(pattern(), 0..3),
-        prop::collection::vec(pattern(), 0..3),
-        prop::collection::vec(cidr(), 0..3),
-        prop::collection::vec(1..=u16::MAX, 0..3),
-    )
-        .prop_map(|(namespaces, not_principals, source_ips, destination_ports)| Match {
-            namespaces,
-            not_principals,
-            source_ips,
-            destination_ports,
-            ..Match::default()
-        });
+pub(super) fn policy() -> impl Strategy<Value = Policy> {
+    let account = || parsed(select(vec!["shop/web", "shop/till", "null/1"]));
+    let port = || 1..=u16::MAX;
+    let names = (few(pattern()), few(pattern()), few(pattern()), few(pattern()));
+    let addresses = (few(cidr()), few(cidr()), few(cidr()), few(cidr()));
+    let accounts = (few(account()), few(account()));
+    let ports = (few(port()), few(port()));
+    let fields = (names, addresses, accounts, ports).prop_map(|(names, addresses, accounts, ports)| Match {
+        namespaces: names.0,
+        not_namespaces: names.1,
+        principals: names.2,
+        not_principals: names.3,
+        source_ips: addresses.0,
+        not_source_ips: addresses.1,
+        destination_ips: addresses.2,
+        not_destination_ips: addresses.3,
+        service_accounts: accounts.0,
+        not_service_accounts: accounts.1,
+        destination_ports: ports.0,
+        not_destination_ports: ports.1,
+    });
     let rule = prop::collection::vec(fields, 0..3).prop_map(|matches| Rule { matches });
     let group = prop::collection::vec(rule, 0..3).prop_map(|rules| Group { rules });
     let scope = select(vec![Scope::Global, Scope::Namespace, Scope::WorkloadSelector]);
@@ -546,6 +553,10 @@ fn policy() -> impl Strategy<Value = Policy> {
             Policy { name, namespace, scope, action, dry_run, groups }
         },
     )
+}
+
+fn few<T: std::fmt::Debug>(of: impl Strategy<Value = T>) -> impl Strategy<Value = Vec<T>> {
+    prop::collection::vec(of, 0..3)
 }
 
 fn name() -> impl Strategy<Value = String> {

@@ -93,14 +93,14 @@ fn is_true(text: &str) -> bool {
 
 /// The parts that say to what and to which end the policy applies: a policy of which these are not understood
 /// denies everything that it may apply to.
-struct Whole<'a> {
-    resource: &'a ResourceRef,
-    defects: &'a mut Vec<Defect>,
-    defect: Option<Arc<str>>,
+pub(in crate::policy) struct Whole<'a> {
+    pub resource: &'a ResourceRef,
+    pub defects: &'a mut Vec<Defect>,
+    pub defect: Option<Arc<str>>,
 }
 
 impl Whole<'_> {
-    fn refuse(&mut self, field: &str, kind: DefectKind, what: &str) {
+    pub fn refuse(&mut self, field: &str, kind: DefectKind, what: &str) {
         self.defect.get_or_insert_with(|| format!("{field}: {what}").into());
         self.add(field, kind, format!("{what}; everything that the policy applies to is denied"));
     }

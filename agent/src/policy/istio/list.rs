@@ -8,7 +8,7 @@ use crate::policy::{Defect, DefectKind, ResourceRef};
 
 /// What becomes of a rule of which a part cannot be evaluated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Effect {
+pub(in crate::policy) enum Effect {
     /// It admits nobody.
     Admits,
     /// It denies whatever its other parts match.
@@ -16,7 +16,7 @@ pub(super) enum Effect {
 }
 
 /// Reads the parts of one rule, and remembers whether it can be evaluated.
-pub(super) struct Reader<'a> {
+pub(in crate::policy) struct Reader<'a> {
     pub resource: &'a ResourceRef,
     pub effect: Effect,
     pub defects: &'a mut Vec<Defect>,
@@ -71,13 +71,22 @@ impl Reader<'_> {
             self.defect(field, DefectKind::Invalid, "it is no list");
             return (Vec::new(), true);
         };
-        let (mut values, mut bad) = (Vec::with_capacity(items.len()), false);
-        for (at, item) in items.iter().enumerate() {
-            let parsed = match item.as_str() {
-                Some("") => Err("an empty value matches nothing".to_string()),
-                Some(text) => read(text),
-                None => Err(format!("{item} is no string")),
-            };
+        let parsed = items.iter().map(|item| match item.as_str() {
+            Some("") => Err("an empty value matches nothing".to_string()),
+            Some(text) => read(text),
+            None => Err(format!("{item} is no string")),
+        });
+        self.readable(field, parsed)
+    }
+
+    /// What can be said of a list's values, and whether of one nothing can.
+    pub fn readable<T>(
+        &mut self,
+        field: &str,
+        parsed: impl IntoIterator<Item = Result<Vec<T>, String>>,
+    ) -> (Vec<T>, bool) {
+        let (mut values, mut bad) = (Vec::new(), false);
+        for (at, parsed) in parsed.into_iter().enumerate() {
             match parsed {
                 Ok(parsed) => values.extend(parsed),
                 Err(what) => {

@@ -1,8 +1,8 @@
 //! Istio's AuthorizationPolicy and PeerAuthentication: what they say of one pod.
 
-mod authorization;
+pub(super) mod authorization;
 mod condition;
-mod list;
+pub(super) mod list;
 mod peer;
 mod rule;
 #[cfg(test)]
