@@ -257,7 +257,8 @@ pub struct Offline {
 impl Offline {
     pub fn new(manifest: Manifest, settings: Settings) -> Self {
         let objects: Vec<_> = manifest.objects.into_iter().map(Arc::new).collect();
-        let resources = Arc::new(Resources::new(&objects, settings));
+        let resources = Resources { replaced: manifest.replaced, ..Resources::new(&objects, settings) };
+        let resources = Arc::new(resources);
         let set = PolicySet::default().next([], MtlsDefaults::default(), Some(resources.clone()));
         Self { pods: manifest.pods.into_iter().map(Arc::new).collect(), set, resources }
     }

@@ -1,6 +1,6 @@
 //! Kubernetes objects as the API server stores them, before anybody has understood what they say.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -78,6 +78,21 @@ impl Object {
 
     pub fn is(&self, group: &str, kind: &str) -> bool {
         *self.group == *group && *self.kind == *kind
+    }
+
+    /// Applied in this order: those that are there at the end, and those that a later one has replaced. To an API
+    /// server the version makes no other object.
+    pub fn applied(objects: Vec<Self>) -> (Vec<Self>, Vec<Self>) {
+        let mut seen = HashSet::new();
+        let (mut kept, mut replaced) = (Vec::with_capacity(objects.len()), Vec::new());
+        for object in objects.into_iter().rev() {
+            let Meta { namespace, name, .. } = &object.meta;
+            let key = (object.group.clone(), object.kind.clone(), namespace.clone(), name.clone());
+            if seen.insert(key) { kept.push(object) } else { replaced.push(object) }
+        }
+        kept.reverse();
+        replaced.reverse();
+        (kept, replaced)
     }
 
     /// When it was made. What does not say is older than everything that does, as for everybody who sorts

@@ -16,6 +16,8 @@ pub struct Resources {
     pub settings: Settings,
     /// As they were given, for those who look at what is written.
     pub objects: Vec<Arc<Object>>,
+    /// What was given too, and is not there because a later one of the same name has taken its place.
+    pub replaced: Vec<Object>,
 }
 
 impl Resources {
@@ -24,7 +26,7 @@ impl Resources {
         let istio = Istio::new(objects.iter().map(|object| &**object), &settings);
         let linkerd = Linkerd::new(objects, &settings);
         let own = Own::new(objects.iter().map(|object| &**object), &settings);
-        Self { istio, linkerd, own, settings, objects: objects.to_vec() }
+        Self { istio, linkerd, own, settings, objects: objects.to_vec(), replaced: Vec::new() }
     }
 
     /// What could not be taken as it stands.

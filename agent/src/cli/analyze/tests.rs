@@ -102,3 +102,21 @@ spec: {selector: {matchLabels: {app: web}}, mtls: {mode: STRICT}}
     let refused = of(&[("a.yaml", "a: 1")]).unwrap_err();
     assert!(refused.to_string().contains("a.yaml"), "{refused}");
 }
+
+#[test]
+fn of_two_files_with_one_object_the_later_name_holds() {
+    let pod = "{apiVersion: v1, kind: Pod, metadata: {name: web, namespace: shop}}\n---\n";
+    let mtls = |mode: &str| {
+        format!(
+            "{{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {{name: p, namespace: shop}}, \
+             spec: {{mtls: {{mode: {mode}}}}}}}"
+        )
+    };
+    for (first, last, plaintext) in [("STRICT", "PERMISSIVE", true), ("PERMISSIVE", "STRICT", false)] {
+        let first = format!("{pod}{}", mtls(first));
+        let report = of(&[("b.yaml", &mtls(last)), ("a.yaml", &first)]).unwrap();
+        let has = |code: &str| report.findings.iter().any(|finding| finding.code == code);
+        assert_eq!((has("UP0107"), has("UP0601")), (true, plaintext), "{last} holds: {:#?}", report.findings);
+        assert_eq!(report.summary.resources, 1);
+    }
+}

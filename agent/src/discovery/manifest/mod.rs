@@ -21,6 +21,8 @@ pub struct Manifest {
     pub pods: Vec<Workload>,
     /// All the rest.
     pub objects: Vec<Object>,
+    /// Of all of them, those that a later one of the same kind and name has replaced.
+    pub replaced: Vec<Object>,
 }
 
 /// One document that is no object, or a pod that cannot be one.
@@ -45,9 +47,16 @@ pub fn read(text: &str) -> Result<Vec<Result<Object, Refused>>, Invalid> {
 }
 
 impl Manifest {
+    /// What there is once the objects are applied in this order.
+    ///
     /// # Errors
     /// Each pod that cannot be taken: what is left is not the mesh that was meant.
     pub fn new(objects: Vec<Object>, trust_domain: &TrustDomain) -> Result<Self, Vec<Refused>> {
+        let (objects, replaced) = Object::applied(objects);
+        Ok(Self { replaced, ..Self::of(objects, trust_domain)? })
+    }
+
+    fn of(objects: Vec<Object>, trust_domain: &TrustDomain) -> Result<Self, Vec<Refused>> {
         let (pods, objects): (Vec<_>, Vec<_>) = objects.into_iter().partition(|object| object.is("", "Pod"));
         let namespace = |name: &str| {
             objects
@@ -62,7 +71,11 @@ impl Manifest {
                 Err(why) => refused.push(Refused { what: name(object), why }),
             }
         }
-        if refused.is_empty() { Ok(Self { pods: taken, objects }) } else { Err(refused) }
+        if refused.is_empty() {
+            Ok(Self { pods: taken, objects, replaced: Vec::new() })
+        } else {
+            Err(refused)
+        }
     }
 
     /// Adds a pod for each Deployment, Job … that none of the pods is of.
@@ -75,7 +88,8 @@ impl Manifest {
             !self.pods.iter().filter(own).any(|pod| template::may_be_of(template, &pod.facts.labels))
         });
         let namespaces = self.objects.iter().filter(|object| object.is("", "Namespace")).cloned();
-        let added = Self::new(namespaces.chain(templates).collect(), trust_domain)?;
+        // A Deployment and a Job of one name are two.
+        let added = Self::of(namespaces.chain(templates).collect(), trust_domain)?;
         self.pods.extend(added.pods);
         Ok(())
     }

@@ -85,3 +85,39 @@ fn what_is_no_object_or_no_pod_is_refused_by_name() {
         assert_eq!(refused.to_string(), expected);
     }
 }
+
+#[test]
+fn of_two_objects_of_one_name_the_later_is_there() {
+    let m = manifest(
+        "
+{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {istio.io/use-waypoint: old}}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: web, namespace: shop, labels: {app: old}}, status: {podIP: y}}
+---
+{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: web, namespace: shop}, spec: {action: DENY}}
+---
+{apiVersion: policy.linkerd.io/v1alpha1, kind: AuthorizationPolicy, metadata: {name: web, namespace: shop}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: web, namespace: dev}}
+---
+{apiVersion: v1, kind: List, items: [
+{apiVersion: v1, kind: Pod, metadata: {name: web, namespace: shop, labels: {app: new}}},
+{apiVersion: security.istio.io/v1beta1, kind: AuthorizationPolicy, metadata: {name: web, namespace: shop}, spec: {action: ALLOW}},
+{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {istio.io/use-waypoint: new}}}]}
+",
+    );
+    // What of the first was wrong is gone with it.
+    let pod = m.pod("shop", "web").expect("the pod");
+    assert_eq!((m.pods.len(), &*pod.facts.labels["app"]), (2, "new"));
+    assert_eq!(pod.facts.waypoint.as_deref(), Some("shop/new"));
+    let kept: Vec<_> = m.objects.iter().map(|object| (&*object.group, &*object.kind)).collect();
+    let policy = "AuthorizationPolicy";
+    assert_eq!(
+        kept,
+        [("policy.linkerd.io", policy), ("security.istio.io", policy), ("", "Namespace")],
+        "in the order in which they are applied"
+    );
+    assert_eq!(m.objects[1].spec["action"], "ALLOW");
+    let replaced: Vec<_> = m.replaced.iter().map(|object| &*object.kind).collect();
+    assert_eq!(replaced, ["Namespace", "Pod", policy]);
+}

@@ -35,12 +35,11 @@ fn pods() -> Vec<Workload> {
 fn report(resources: &[Value], pods: Vec<Workload>) -> Report {
     let namespaces = ["shop", "dev", "empty"]
         .map(|name| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}));
-    let objects: Vec<_> = namespaces
-        .iter()
-        .chain(resources)
-        .map(|value| Arc::new(Object::read(value.clone()).unwrap()))
-        .collect();
-    let resources = Arc::new(Resources::new(&objects, Settings::new(TrustDomain::cluster_local())));
+    let objects = namespaces.iter().chain(resources).map(|value| Object::read(value.clone()).unwrap());
+    let (objects, replaced) = Object::applied(objects.collect());
+    let objects: Vec<_> = objects.into_iter().map(Arc::new).collect();
+    let resources = Resources::new(&objects, Settings::new(TrustDomain::cluster_local()));
+    let resources = Arc::new(Resources { replaced, ..resources });
     let set = PolicySet::default().next([], MtlsDefaults::default(), Some(resources));
     let pods: Vec<_> = pods.into_iter().map(Arc::new).collect();
     analyze(&set, &pods)
@@ -123,6 +122,10 @@ fn of_defects(web: &dyn Fn() -> Value) -> Vec<Case> {
             {"kind": "ServiceAccount", "name": "web"}]})
     };
     let request = |version: &str| object(version, "RequestAuthentication", "shop", "p", json!({}));
+    let beta = || {
+        let spec = json!({"rules": [web()]});
+        object("security.istio.io/v1beta1", "AuthorizationPolicy", "shop", "p", spec)
+    };
     vec![
         (
             "UP0101",
@@ -157,6 +160,7 @@ fn of_defects(web: &dyn Fn() -> Value) -> Vec<Case> {
             vec![rule(web())],
         ),
         ("UP0107", vec![rule(web()), rule(web())], "p metadata.name", vec![rule(web())]),
+        ("UP0107", vec![rule(web()), beta()], "p metadata.name", vec![beta()]),
     ]
 }
 

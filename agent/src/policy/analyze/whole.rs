@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::super::{Defect, DefectKind, Kind, Object, Subject, istio, linkerd, own};
+use super::super::{Defect, DefectKind, Kind, Subject, istio, linkerd, own};
 use super::world::{World, is_policy, name, some};
 use super::{Findings, Named, codes};
 use crate::model::MtlsMode;
@@ -75,11 +75,9 @@ fn kinds(world: &World<'_>, found: &mut Findings) {
             found.add(&codes::UNKNOWN_VERSION, &**object, "apiVersion", message);
         }
     }
-    let key = |object: &Object| Named::from(object);
-    for pair in world.objects.windows(2) {
-        if key(&pair[0]) == key(&pair[1]) {
-            found.add(&codes::TWICE, &*pair[1], "metadata.name", "it is there more than once");
-        }
+    for object in &world.resources.replaced {
+        let message = "it is there more than once: the last one holds, and the others are not looked at";
+        found.add(&codes::TWICE, object, "metadata.name", message);
     }
 }
 
