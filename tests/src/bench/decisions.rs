@@ -3,6 +3,7 @@
 
 use std::fmt::Write as _;
 use std::hint::black_box;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -52,43 +53,64 @@ const KINDS: &[(&str, Differing)] = &[
     ("hosts", |n| Match { hosts: vec![exact(format!("h{n}.example"))], ..Match::default() }),
 ];
 
+const SHAPES: [(&str, Policies); 3] =
+    [("rules of one policy", rules), ("policies that apply", applying), ("policies of others", others)];
+
+/// Every shape of every kind.
+fn rows() -> impl Iterator<Item = (&'static str, Policies, &'static str, Differing)> {
+    let of =
+        |(shape, policies)| KINDS.iter().map(move |(kind, differing)| (shape, policies, *kind, *differing));
+    SHAPES.into_iter().flat_map(of)
+}
+
 /// Runs everything. The answer is a markdown table.
 ///
 /// # Errors
-/// What the process takes up could not be read.
+/// What a process takes up could not be read.
 pub fn run() -> Result<String> {
     let mut table = String::new();
-    let memory = memory()?;
     let _ = writeln!(
         table,
-        "{} CPUs; medians of {ROUNDS} rounds. Nothing that is asked about matches any of the rules.\n\
-         {MANY} policies take up {memory} KiB, compiled and as they are written.\n\n\
-         | | {FEW} | {MANY} | ratio | compiling {MANY} | one more change |\n|---|---|---|---|---|---|",
+        "{} CPUs; medians of {ROUNDS} rounds. Nothing that is asked about matches any of the rules. Bytes are what a\n\
+         fresh process grew by for each policy (or rule), as written and compiled.\n\n\
+         | | {FEW} | {MANY} | ratio | bytes each | compiling {MANY} | one of them changed |\n|---|---|---|---|---|---|---|",
         cost::all_cpus().len()
     );
-    let shapes: [(&str, Policies); 3] =
-        [("rules of one policy", rules), ("policies that apply", applying), ("policies of others", others)];
-    for (shape, policies) in shapes {
-        for (kind, differing) in KINDS {
-            eprintln!("{shape}, {kind}");
-            let _ = writeln!(table, "| {MANY} {shape}, by {kind} |{}", row(policies, *differing));
-        }
+    for (at, (shape, policies, kind, differing)) in rows().enumerate() {
+        eprintln!("{shape}, {kind}");
+        let row = row(policies, differing, grown(at)? / MANY as u64);
+        let _ = writeln!(table, "| {MANY} {shape}, by {kind} |{row}");
     }
     Ok(table)
 }
 
-/// Before anything else, as freed memory stays the process's.
-fn memory() -> Result<u64> {
+/// By how many bytes this process grows when it compiles a row's policies. Only a fresh one tells: what another row
+/// has freed stays a process's.
+///
+/// # Errors
+/// There is no such row, or what the process takes up could not be read.
+pub fn footprint(row: usize) -> Result<u64> {
+    let (_, policies, _, differing) = rows().nth(row).context("there is no such row")?;
     let before = resident()?;
-    let kept = compile(applying(MANY, KINDS[0].1), &PolicySet::default());
+    let kept = compile(policies(MANY, differing), &PolicySet::default());
     let grown = resident()?.saturating_sub(before);
     drop(kept);
-    Ok(grown)
+    Ok(1024 * grown)
 }
 
-fn row(policies: Policies, differing: Differing) -> String {
+fn grown(row: usize) -> Result<u64> {
+    let mut fresh = Command::new(std::env::current_exe().context("finding the benchmark's own program")?);
+    let said = fresh.args(["footprint", &row.to_string()]).output().context("starting a fresh process")?;
+    let text = String::from_utf8_lossy(&said.stdout);
+    text.trim()
+        .parse()
+        .with_context(|| format!("a fresh process said {text:?} and ended with {}", said.status))
+}
+
+fn row(policies: Policies, differing: Differing, bytes: u64) -> String {
+    let written = policies(MANY, differing);
     let begun = Instant::now();
-    let (set, many) = compile(policies(MANY, differing), &PolicySet::default());
+    let (set, many) = compile(written, &PolicySet::default());
     let compiling = begun.elapsed();
     let mut changed = policies(MANY, differing);
     if let Some(policy) = changed.first_mut() {
@@ -108,7 +130,7 @@ fn row(policies: Policies, differing: Differing) -> String {
     }
     let middle = |values: &[f64]| median(values).unwrap_or_default();
     format!(
-        " {:.0} ns | {:.0} ns | {:.2} | {:.0} ms | {:.0} ms |",
+        " {:.0} ns | {:.0} ns | {:.2} | {bytes} | {:.1} ms | {:.1} ms |",
         middle(&of_few),
         middle(&of_many),
         middle(&ratios),

@@ -50,8 +50,11 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Own {
-    /// What decisions of policy cost by the number of policies and rules, instead.
+    /// What decisions of policy cost by the number of policies and rules, instead; and compiling them, and keeping them.
     Decisions,
+    /// What one row of the decisions takes up, in bytes.
+    #[command(hide = true)]
+    Footprint { row: usize },
     /// For drivers: note the time, then become the command.
     #[command(hide = true)]
     Stamp {
@@ -68,6 +71,10 @@ fn main() -> Result<ExitCode> {
         Some(Own::Decisions) => {
             debug_build();
             println!("{}", bench::decisions::run()?);
+            return Ok(ExitCode::SUCCESS);
+        }
+        Some(Own::Footprint { row }) => {
+            println!("{}", bench::decisions::footprint(*row)?);
             return Ok(ExitCode::SUCCESS);
         }
         None => {}
