@@ -3,6 +3,9 @@
 //!
 //! Each says whether the parser took the input, and panics where the parser broke a promise.
 
+mod authorization;
+mod kubernetes;
+
 use std::time::{Duration, UNIX_EPOCH};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
@@ -13,6 +16,9 @@ use underpass::discovery::file::{self, FileError};
 use underpass::model::{SpiffeId, TrustDomain};
 use underpass::proxy::tunnel::parse_request;
 use underpass::tls::{Accept, Crls, TlsError, TrustBundles, Trusted, verify_chain};
+
+pub use authorization::authorization;
+pub use kubernetes::kubernetes;
 
 /// A CONNECT request of another node's agent: method and authority in the first line, a header in each
 /// of the others. What `http` refuses never reaches the parser, neither here nor behind `h2`.
@@ -199,6 +205,16 @@ mod tests {
             seen += 1;
         }
         assert!(seen > 0, "no seeds in {}", folder.display());
+    }
+
+    #[test]
+    fn authorization_takes_its_seeds() {
+        every_seed("authorization", super::authorization);
+    }
+
+    #[test]
+    fn kubernetes_takes_its_seeds() {
+        every_seed("kubernetes", super::kubernetes);
     }
 
     #[test]

@@ -19,8 +19,17 @@ use crate::setup::packages;
 use crate::{checkout, process};
 
 /// The binaries of tests/fuzz, whose seeds are in folders of the same names.
-const TARGETS: [&str; 7] =
-    ["chain", "crl", "csr", "hbone_request", "http_requests", "mesh_file", "spiffe_id"];
+const TARGETS: [&str; 9] = [
+    "authorization",
+    "chain",
+    "crl",
+    "csr",
+    "hbone_request",
+    "http_requests",
+    "kubernetes",
+    "mesh_file",
+    "spiffe_id",
+];
 
 /// Set while cargo builds the targets: xtask then stands between cargo and rustc.
 const AS_RUSTC: &str = "UNDERPASS_XTASK_AS_RUSTC";
