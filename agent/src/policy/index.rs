@@ -40,6 +40,7 @@ enum Attribute {
     Host,
     Path,
     Header(Arc<str>),
+    HeaderLine(Arc<str>),
 }
 
 /// What one value asks for, at least.
@@ -104,6 +105,9 @@ impl Index {
                 Known::Nothing => {}
                 Known::Not => show(&filed.all),
                 Known::Text(text) => filed.texts(&text, &mut |list| list.each(peer, show)),
+                Known::Lines(lines) => {
+                    lines.iter().for_each(|text| filed.texts(text, &mut |list| list.each(peer, show)))
+                }
                 Known::Ip(ip) => filed.nets.lookup_all(ip).for_each(|list| list.each(peer, show)),
                 Known::Port(port) => {
                     filed.ports.get(&port).into_iter().for_each(|list| list.each(peer, show))
@@ -186,6 +190,7 @@ fn narrowing<'a>(fields: &'a Fields, settled: &[Attribute]) -> impl Iterator<Ite
             Values::Hosts(names) => (Attribute::Host, names.keys()),
             Values::Paths(paths) => (Attribute::Path, paths.keys()),
             Values::Header(name, values) => (Attribute::Header(name.clone()), values.keys()),
+            Values::HeaderLine(name, values) => (Attribute::HeaderLine(name.clone()), values.keys()),
         };
         (!settled.contains(&attribute)).then_some((attribute, keys?))
     })
@@ -197,6 +202,8 @@ enum Known<'a> {
     /// Everything may fit it.
     Not,
     Text(Cow<'a, [u8]>),
+    /// Each of them.
+    Lines(Vec<&'a [u8]>),
     Ip(IpAddr),
     Port(u16),
 }
@@ -225,6 +232,13 @@ impl Attribute {
                 None => Known::Not,
                 Some(None) => Known::Nothing,
                 Some(Some(value)) => Known::Text(value),
+            },
+            Self::HeaderLine(name) => match peer.request {
+                None => Known::Not,
+                Some(request) => {
+                    let lines = request.headers.get_all(&**name).iter();
+                    Known::Lines(lines.map(http::HeaderValue::as_bytes).collect())
+                }
             },
         }
     }

@@ -161,7 +161,7 @@ impl AnyOf {
 pub(super) struct Fields(pub(super) Box<[Field]>);
 
 impl Fields {
-    fn new(m: &Match) -> Self {
+    pub(super) fn new(m: &Match) -> Self {
         let mut fields = Vec::new();
         let mut add = |negative, values: Option<Values>| {
             fields.extend(values.map(|values| Field { negative, values }));
@@ -273,7 +273,8 @@ impl Field {
     }
 
     pub(super) fn is_of_request(&self) -> bool {
-        matches!(self.values, Values::Hosts(_) | Values::Methods(_) | Values::Paths(_) | Values::Header(..))
+        use Values::{Header, HeaderLine, Hosts, Methods, Paths};
+        matches!(self.values, Hosts(_) | Methods(_) | Paths(_) | Header(..) | HeaderLine(..))
     }
 }
 
@@ -294,6 +295,8 @@ pub(super) enum Values {
     Hosts(Strings),
     Paths(Paths),
     Header(Arc<str>, Strings),
+    /// One of the lines in which the header is sent, where others join them.
+    HeaderLine(Arc<str>, Strings),
 }
 
 impl Values {
@@ -319,6 +322,9 @@ impl Values {
             Self::Hosts(names) => names.fit(peer.host()?.as_bytes()),
             Self::Paths(paths) => paths.fit(peer.request?.path),
             Self::Header(name, values) => header(peer.request?, name).is_some_and(|value| values.fit(&value)),
+            Self::HeaderLine(name, values) => {
+                peer.request?.headers.get_all(&**name).iter().any(|line| values.fit(line.as_bytes()))
+            }
         })
     }
 }

@@ -23,8 +23,16 @@ pub struct Resources {
 impl Resources {
     /// Takes what is policy, and leaves the rest.
     pub fn new(objects: &[Arc<Object>], settings: Settings) -> Self {
+        Self::after(None, objects, settings)
+    }
+
+    /// Those that come after others. What is the same in both is not compiled again.
+    pub fn after(before: Option<&Self>, objects: &[Arc<Object>], settings: Settings) -> Self {
         let istio = Istio::new(objects.iter().map(|object| &**object), &settings);
-        let linkerd = Linkerd::new(objects, &settings);
+        let linkerd = match before {
+            Some(before) => before.linkerd.next(objects, &settings),
+            None => Linkerd::new(objects, &settings),
+        };
         let own = Own::new(objects.iter().map(|object| &**object), &settings);
         Self { istio, linkerd, own, settings, objects: objects.to_vec(), replaced: Vec::new() }
     }

@@ -86,6 +86,15 @@ impl RuleList {
         find(self.index.as_ref(), self.places.len(), peer, judge)
     }
 
+    /// Whether some group holds.
+    pub(super) fn judge(&self, peer: &Peer<'_>) -> Tri {
+        match self.find(peer) {
+            Found { yes: Some(_), .. } => Tri::Yes,
+            Found { depends: Some(_), .. } => Tri::Depends,
+            Found { .. } => Tri::No,
+        }
+    }
+
     /// Every policy that holds, with the first of its groups that does.
     pub(super) fn all(&self, peer: &Peer<'_>) -> Vec<By> {
         let first = |policy: &Arc<Matcher>| {

@@ -225,8 +225,8 @@ impl Lists {
         lists.entry(key).or_insert_with(|| Arc::new(RuleList::new(policies))).clone()
     }
 
-    /// Without those that no workload has any more.
-    fn in_use(&self) -> Self {
+    /// Without those that nothing has any more.
+    pub(super) fn in_use(&self) -> Self {
         let lists = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let used = lists.iter().filter(|(_, list)| Arc::strong_count(list) > 1);
         Self(Mutex::new(used.map(|(key, list)| (key.clone(), list.clone())).collect()))

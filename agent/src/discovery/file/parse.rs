@@ -2,6 +2,7 @@
 
 use crate::discovery::State;
 use crate::discovery::yaml::{self, Problem};
+use crate::policy::Resources;
 
 use super::convert::convert;
 use super::document::Document;
@@ -21,8 +22,16 @@ pub struct FileState {
 /// # Errors
 /// [`FileError::Invalid`] with line, column and field of what is wrong.
 pub fn parse(text: &str) -> Result<FileState, FileError> {
+    parse_after(text, None)
+}
+
+/// The same; what of the policies is as in `before` is not compiled again.
+///
+/// # Errors
+/// As of [`parse`].
+pub fn parse_after(text: &str, before: Option<&Resources>) -> Result<FileState, FileError> {
     let document: Document = yaml::read(text)?;
-    let converted = convert(document);
+    let converted = convert(document, before);
     converted.errors.into_result(text)?;
     Ok(FileState { state: converted.state, warnings: converted.warnings.locate(text) })
 }

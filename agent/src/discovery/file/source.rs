@@ -15,7 +15,7 @@ use crate::sys::watch::Watch;
 use crate::telemetry::{SourceHealth, Telemetry};
 
 use super::error::FileError;
-use super::parse::{FileState, parse};
+use super::parse::{FileState, parse_after};
 use super::status::{StatusHandle, in_file};
 
 /// How changes are noticed.
@@ -152,7 +152,9 @@ struct Published {
 
 fn publish(bytes: &[u8], store: &Store) -> Result<Published, FileError> {
     let text = str::from_utf8(bytes).map_err(|error| FileError::Utf8(error.valid_up_to()))?;
-    let FileState { state, warnings } = parse(text)?;
+    let before = store.current();
+    let before = before.policies().resources().map(|resources| &**resources);
+    let FileState { state, warnings } = parse_after(text, before)?;
     let summary = format!(
         "{} workloads, {} services, {} policies, {} local pods",
         state.workloads.len(),

@@ -5,11 +5,9 @@ use std::sync::Arc;
 use super::super::compiled::{Conn, Decision};
 use super::super::peer::Peer;
 use super::super::request::Request;
-use super::super::rule_list::Found;
-use super::super::rules::Group;
+use super::super::tri::Tri;
 use super::super::verdict::{By, Connection, Verdict, Why};
 use super::inbound::{Inbound, Otherwise, PortPolicy, Route};
-use super::matching::{Closeness, RequestMatch, closeness};
 use super::server::Protocol;
 
 impl Inbound {
@@ -43,8 +41,7 @@ impl Inbound {
 impl PortPolicy {
     /// Whether its answers may depend on requests.
     pub(in super::super) fn looks_at_requests(&self) -> bool {
-        let probes = self.authorizations.iter().any(|one| one.policy.groups.iter().any(is_of_request));
-        self.broken.is_none() && (!self.routes.is_empty() || probes)
+        self.broken.is_none() && (!self.routes.is_empty() || self.authorizations.probes.is_some())
     }
 
     /// About a request, or about a stream that is not HTTP where there is none. Never depends.
@@ -68,22 +65,18 @@ impl PortPolicy {
         if let Some(why) = &self.broken {
             return self.deny(Why::Defective(why.clone()));
         }
-        let found = self.authorizations.find(peer);
-        let server = found.yes.is_some() || self.otherwise == Otherwise::Audit;
+        let found = self.authorizations.judge(peer);
+        let server = found == Tri::Yes || self.otherwise == Otherwise::Audit;
         let depends = || Decision::Depends(Some(By::whole(self.by.clone())));
         if self.routes.is_empty() {
-            return if server || found.depends.is_none() { self.by_server(peer) } else { depends() };
+            return if server || found == Tri::No { self.by_server(peer) } else { depends() };
         }
         // Of clients whose address is not known, as the kernel's plan asks, some may be admitted.
-        let some = |found: Found| found.yes.is_some() || found.depends.is_some();
-        if !server && !some(found) && !self.routes.iter().any(|route| some(route.authorizations.find(peer))) {
+        if !server && found == Tri::No && self.routes.admit(peer) == Tri::No {
             return self.deny(Why::Unauthorized);
         }
-        let everything =
-            |route: &Arc<Route>| route.hostnames.is_empty() && route.matches.iter().any(RequestMatch::is_any);
-        let sound = self.routes.iter().all(|route| route.broken.is_none());
         let streams = self.protocol == Protocol::Unknown;
-        match server && sound && streams && self.routes.iter().any(everything) {
+        match server && streams && self.routes.take_everything() {
             true => self.by_server(peer),
             false => depends(),
         }
@@ -109,7 +102,7 @@ impl PortPolicy {
     }
 
     fn by_route(&self, peer: &Peer<'_>, request: &Request<'_>) -> Decision {
-        match self.route(request) {
+        match self.routes.of(request) {
             Err(broken) => Decision::Deny(Some(broken.name()), Why::Defective(broken.reason())),
             Ok(None) => self.deny(Why::NoRoute),
             Ok(Some(route)) => {
@@ -119,23 +112,6 @@ impl PortPolicy {
                 }
             }
         }
-    }
-
-    /// Which one the request is of. An error: one that could not be understood, and which requests that one
-    /// means to take from others nobody knows.
-    pub(super) fn route(&self, request: &Request<'_>) -> Result<Option<&Route>, &Route> {
-        let mut closest: Option<(Closeness, &Route)> = None;
-        for route in &self.routes {
-            let Some(close) = closeness(&route.hostnames, &route.matches, request) else { continue };
-            if route.broken.is_some() {
-                return Err(route);
-            }
-            // Of several as close the first, which is the oldest.
-            if closest.is_none_or(|(best, _)| close > best) {
-                closest = Some((close, route));
-            }
-        }
-        Ok(closest.map(|(_, route)| route))
     }
 
     fn unauthorized(&self, by: By) -> Decision {
@@ -158,8 +134,4 @@ impl Route {
     fn reason(&self) -> Arc<str> {
         self.broken.clone().unwrap_or_default()
     }
-}
-
-fn is_of_request(group: &Group) -> bool {
-    group.rules.iter().flat_map(|rule| &rule.matches).any(|one| one.is_of_request())
 }

@@ -20,14 +20,14 @@ impl PortPolicy {
             let note = format!("{} takes the port, which is older or comes first by name", self.by);
             of_target(server.clone(), false, note)
         }));
-        let chosen = peer.request.map(|request| self.route(request));
-        for routes in self.routes.chunk_by(|a, b| a.by == b.by) {
+        let chosen = peer.request.map(|request| self.routes.of(request));
+        for routes in self.routes.all().chunk_by(|a, b| a.by == b.by) {
             all.push(of_route(routes, peer.request, chosen.as_ref()));
         }
         for one in self.authorizations.iter() {
             all.push(considered(&one.matcher, peer));
         }
-        for routes in self.routes.chunk_by(|a, b| a.by == b.by) {
+        for routes in self.routes.all().chunk_by(|a, b| a.by == b.by) {
             let Some(route) = routes.first() else { continue };
             let taken = match chosen {
                 None => None,

@@ -8,9 +8,12 @@ use time::OffsetDateTime;
 use super::super::matcher::Matcher;
 use super::super::peer::Peer;
 use super::super::resource::{Defect, ResourceRef};
-use super::super::rule_list::{Found, RuleList};
+use super::super::rule_list::RuleList;
 use super::super::rules::Policy;
+use super::super::set::Lists;
+use super::super::tri::Tri;
 use super::matching::{Host, RequestMatch};
+use super::routes::Routes;
 use super::server::Protocol;
 
 /// By port of the workload.
@@ -49,8 +52,8 @@ pub struct PortPolicy {
     /// The Server, or the default policy.
     pub by: Arc<ResourceRef>,
     pub protocol: Protocol,
-    /// By precedence. Where there are any, a request has to be one of theirs.
-    pub routes: Vec<Arc<Route>>,
+    /// Where there are any, a request has to be one of theirs.
+    pub routes: Arc<Routes>,
     /// One of them has to admit the client; of a request, one of these or of its route's.
     pub authorizations: Authorizations,
     /// What becomes of clients that none admits.
@@ -100,30 +103,35 @@ impl Authorization {
 /// Alternatives.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Authorizations {
-    all: Vec<Arc<Authorization>>,
+    all: Arc<[Arc<Authorization>]>,
     list: Arc<RuleList>,
+    /// Of the pod's probes. Apart from the others, so that pods with other probes share those.
+    pub(super) probes: Option<Arc<Authorization>>,
 }
 
 impl Authorizations {
-    pub(super) fn new(all: Vec<Arc<Authorization>>) -> Self {
-        let list = Arc::new(RuleList::new(all.iter().map(|one| one.matcher.clone()).collect()));
-        Self { all, list }
-    }
-
-    pub(super) fn with(&self, one: Arc<Authorization>) -> Self {
-        Self::new(self.all.iter().cloned().chain([one]).collect())
+    pub(super) fn new(all: Vec<Arc<Authorization>>, lists: &Lists) -> Self {
+        let list = lists.get(all.iter().map(|one| one.matcher.clone()).collect());
+        Self { all: all.into(), list, probes: None }
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Authorization>> {
-        self.all.iter()
+        self.all.iter().chain(&self.probes)
     }
 
-    pub(super) fn find(&self, peer: &Peer<'_>) -> Found {
-        self.list.find(peer)
+    /// Whether one of them admits the client.
+    pub(super) fn judge(&self, peer: &Peer<'_>) -> Tri {
+        Tri::any(
+            [self.list.judge(peer)].into_iter().chain(self.probes.iter().map(|one| one.matcher.judge(peer))),
+        )
     }
 
     /// Which of them admits the client, and the request where it is known.
     pub(super) fn admit(&self, peer: &Peer<'_>) -> Option<Arc<ResourceRef>> {
-        Some(self.list.by(self.list.find(peer).yes?)?.resource)
+        if let Some(at) = self.list.find(peer).yes {
+            return Some(self.list.by(at)?.resource);
+        }
+        let probes = self.probes.iter().find(|one| one.matcher.judge(peer) == Tri::Yes);
+        probes.map(|one| one.matcher.resource.clone())
     }
 }

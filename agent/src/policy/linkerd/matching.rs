@@ -191,21 +191,19 @@ impl RequestMatch {
     }
 }
 
-/// The closest of a rule's matches. Without hosts, every host is meant.
+/// How closely a request to `host` is met by one of a route's matches. Without hosts, every host is meant.
 pub(super) fn closeness(
     hosts: &[Host],
-    matches: &[RequestMatch],
+    one: &RequestMatch,
+    host: &str,
     request: &Request<'_>,
 ) -> Option<Closeness> {
+    let found = one.closeness(request)?;
     let host = match hosts {
         [] => (0, 0),
-        hosts => {
-            let name = host_name(request.host);
-            hosts.iter().filter_map(|host| host.closeness(&name)).max()?
-        }
+        hosts => hosts.iter().filter_map(|one| one.closeness(host)).max()?,
     };
-    let best = matches.iter().filter_map(|one| one.closeness(request)).max()?;
-    Some(Closeness { host, ..best })
+    Some(Closeness { host, ..found })
 }
 
 impl Host {

@@ -11,6 +11,7 @@ mod explain;
 mod inbound;
 mod matching;
 mod route;
+mod routes;
 mod server;
 
 use std::collections::{BTreeMap, HashMap};
@@ -19,12 +20,14 @@ use std::sync::Arc;
 use super::object::Object;
 use super::read::{self, Faults};
 use super::resource::{Defect, DefectKind, Kind, ResourceRef};
-use super::set::Subject;
+use super::rules::Policy;
+use super::set::{Lists, Subject};
 use super::settings::{InboundDefault, Settings};
 
 pub use defaults::ANNOTATIONS;
 pub use inbound::{Authorization, Authorizations, Inbound, Otherwise, PortPolicy, Route};
 pub use matching::{Host, Path, Pattern, RequestMatch, Text};
+pub use routes::Routes;
 pub use server::Protocol;
 
 use clients::{Authentications, Servers, Target};
@@ -45,13 +48,39 @@ pub struct Linkerd {
     servers: HashMap<Arc<str>, Vec<(Server, Arc<PortPolicy>)>>,
     annotations: HashMap<Arc<str>, BTreeMap<Arc<str>, Arc<str>>>,
     defects: Vec<Defect>,
+    kept: Kept,
 }
+
+/// What the next state can have of this one.
+#[derive(Debug, Default)]
+struct Kept {
+    /// Each beside what it was read from.
+    routes: HashMap<Key, (Arc<Object>, Arc<RouteSpec>)>,
+    /// The rules of each, with who is admitted.
+    rules: HashMap<Key, Vec<Arc<Route>>>,
+    authorizations: HashMap<Key, Arc<Authorization>>,
+    lists: Lists,
+    /// By namespace and name of the Server.
+    policies: HashMap<(Arc<str>, Arc<str>), Arc<PortPolicy>>,
+}
+
+/// Kind, namespace and name.
+type Key = (Kind, Arc<str>, Arc<str>);
 
 impl Linkerd {
     /// Takes those of its own kinds, routes of the Gateway API, and namespaces. Of several of one name the
     /// last counts.
     pub fn new(objects: &[Arc<Object>], settings: &Settings) -> Self {
-        let mut by_kind: BTreeMap<(Kind, &str, &str), &Object> = BTreeMap::new();
+        Self::after(&Kept::default(), objects, settings)
+    }
+
+    /// What comes after this one. What is the same in both is not compiled again.
+    pub fn next(&self, objects: &[Arc<Object>], settings: &Settings) -> Self {
+        Self::after(&self.kept, objects, settings)
+    }
+
+    fn after(before: &Kept, objects: &[Arc<Object>], settings: &Settings) -> Self {
+        let mut by_kind: BTreeMap<(Kind, &str, &str), &Arc<Object>> = BTreeMap::new();
         let mut annotations = HashMap::new();
         for object in objects {
             if object.is("", "Namespace") {
@@ -60,15 +89,16 @@ impl Linkerd {
                 by_kind.insert((kind, &object.meta.namespace, &object.meta.name), object);
             }
         }
-        let mut builder = Builder { settings, by_kind, defects: Vec::new() };
+        let kept = Kept { lists: before.lists.in_use(), ..Kept::default() };
+        let mut builder = Builder { settings, by_kind, before, kept, defects: Vec::new() };
         let servers = builder.servers();
-        let mut defects = builder.defects;
+        let (kept, mut defects) = (builder.kept, builder.defects);
         for (namespace, annotations) in &annotations {
             // What a namespace says wrong is told once, and not for each of its pods.
             Defaults::read(InboundDefault::Deny, namespace, None, annotations, &mut defects);
         }
         defects.sort();
-        Self { settings: settings.clone(), servers, annotations, defects }
+        Self { settings: settings.clone(), servers, annotations, defects, kept }
     }
 
     /// What could not be taken as it is written.
@@ -141,8 +171,11 @@ impl Linkerd {
         Arc::new(PortPolicy {
             by: Arc::new(by),
             protocol: Protocol::Unknown,
-            routes: Vec::new(),
-            authorizations: Authorizations::new(admits.map(Authorization::new).into_iter().collect()),
+            routes: Arc::default(),
+            authorizations: Authorizations::new(
+                admits.map(Authorization::new).into_iter().collect(),
+                &Lists::default(),
+            ),
             otherwise: Otherwise::of(access),
             broken: defaults.broken.clone(),
             shadowed: Vec::new(),
@@ -158,7 +191,7 @@ impl Linkerd {
         let resource = ResourceRef { kind: Kind::LinkerdDefault, namespace: "".into(), name: "probe".into() };
         let mut policy = (*policy).clone();
         let probes = clients::probes(&resource, paths.to_vec(), &self.settings);
-        policy.authorizations = policy.authorizations.with(Authorization::new(probes));
+        policy.authorizations.probes = Some(Authorization::new(probes));
         Arc::new(policy)
     }
 }
@@ -216,7 +249,9 @@ fn kind_of(object: &Object) -> Option<(Kind, &'static [&'static str])> {
 /// Reads everything once, and puts each Server's things together.
 struct Builder<'a> {
     settings: &'a Settings,
-    by_kind: BTreeMap<(Kind, &'a str, &'a str), &'a Object>,
+    by_kind: BTreeMap<(Kind, &'a str, &'a str), &'a Arc<Object>>,
+    before: &'a Kept,
+    kept: Kept,
     defects: Vec<Defect>,
 }
 
@@ -239,7 +274,7 @@ impl<'a> Builder<'a> {
         &self,
         kind: Kind,
         holds: &'static str,
-        read: impl Fn(&Object, &mut Faults) -> T,
+        read: impl Fn(&Arc<Object>, &mut Faults) -> T,
     ) -> Vec<(Faults, T)> {
         let mut all = Vec::new();
         for ((_, namespace, name), object) in self.by_kind.range((kind, "", "")..) {
@@ -264,7 +299,8 @@ impl<'a> Builder<'a> {
         let mut routes = self.routes(&authorized);
         let nobody = Authorized::default();
         let mut servers: HashMap<Arc<str>, Vec<_>> = HashMap::new();
-        for (faults, server) in self.each(Kind::Server, server::HOLDS, Server::read) {
+        let read = |object: &Arc<Object>, faults: &mut Faults| Server::read(object, faults);
+        for (faults, server) in self.each(Kind::Server, server::HOLDS, read) {
             self.defects.extend(faults.defects);
             let namespace = server.resource.namespace.clone();
             let of = authorized.get(&namespace).unwrap_or(&nobody);
@@ -286,7 +322,7 @@ impl<'a> Builder<'a> {
         let mut authorizations: Vec<_> =
             own.chain(selected.map(|(_, one)| one)).chain(&of.everywhere).cloned().collect();
         let access = clients::by_default(&by, server.access, self.settings);
-        authorizations.extend(access.map(Authorization::new));
+        authorizations.extend(access.map(|policy| self.authorization(policy)));
         if !server.protocol.has_requests() {
             for route in routes.drain(..) {
                 let message = format!("{by} is of a protocol without requests, so it is for none");
@@ -299,56 +335,104 @@ impl<'a> Builder<'a> {
             let age = |route: &Route| (route.created, route.by.name.clone(), route.by.kind, route.rule);
             age(a).cmp(&age(b))
         });
-        Arc::new(PortPolicy {
+        let key = (by.namespace.clone(), by.name.clone());
+        let before = self.before.policies.get(&key);
+        let lists = &self.kept.lists;
+        let routes = match before {
+            Some(before) if *before.routes.all() == routes => before.routes.clone(),
+            _ => Arc::new(Routes::new(routes, lists)),
+        };
+        let policy = PortPolicy {
             by,
             protocol: server.protocol,
             routes,
-            authorizations: Authorizations::new(authorizations),
+            authorizations: Authorizations::new(authorizations, lists),
             otherwise: Otherwise::of(server.access),
             broken: server.broken.clone(),
             shadowed: Vec::new(),
-        })
+        };
+        let policy = match before {
+            Some(before) if **before == policy => before.clone(),
+            _ => Arc::new(policy),
+        };
+        self.kept.policies.insert(key, policy.clone());
+        policy
     }
 
     fn routes(&mut self, authorized: &HashMap<Arc<str>, Authorized>) -> RoutesOf {
         let mut routes = RoutesOf::new();
         for kind in [Kind::LinkerdHttpRoute, Kind::HttpRoute, Kind::GrpcRoute] {
-            for (mut faults, spec) in self.each(kind, route::HOLDS, RouteSpec::read) {
-                let namespace = spec.resource.namespace.clone();
+            let before = self.before;
+            let read = |object: &Arc<Object>, faults: &mut Faults| {
+                let key = (kind, object.meta.namespace.clone(), object.meta.name.clone());
+                let spec = match before.routes.get(&key) {
+                    Some((same, spec)) if *same == *object => spec.clone(),
+                    _ => Arc::new(RouteSpec::read(object, faults)),
+                };
+                // Those are the route's.
+                faults.defects.clear();
+                (object.clone(), key, spec)
+            };
+            for (mut faults, (object, key, spec)) in self.each(kind, route::HOLDS, read) {
+                let namespace = &spec.resource.namespace;
+                self.defects.extend(spec.defects.iter().cloned());
                 for server in &spec.servers {
-                    if !self.has(Kind::Server, &namespace, server) {
+                    if !self.has(Kind::Server, namespace, server) {
                         let message =
                             format!("there is no Server {namespace}/{server}; it is for nothing there");
                         faults.tell(DefectKind::Dangling, "spec.parentRefs", message);
                     }
                 }
                 self.defects.extend(faults.defects);
-                let key = (kind, spec.resource.name.to_ascii_lowercase());
+                let of_route = (kind, spec.resource.name.to_ascii_lowercase());
                 let authorizations = authorized
-                    .get(&namespace)
-                    .and_then(|of| of.by_route.get(&key))
+                    .get(namespace)
+                    .and_then(|of| of.by_route.get(&of_route))
                     .cloned()
                     .unwrap_or_default();
-                let authorizations = Authorizations::new(authorizations);
-                let by = Arc::new(spec.resource);
-                for (rule, matches) in spec.rules.into_iter().enumerate() {
-                    let route = Arc::new(Route {
-                        by: by.clone(),
-                        rule: rule as u32,
-                        hostnames: spec.hostnames.clone(),
-                        matches,
-                        created: spec.created,
-                        authorizations: authorizations.clone(),
-                        broken: spec.broken.clone(),
-                    });
-                    for server in &spec.servers {
-                        let of = routes.entry((namespace.clone(), server.clone())).or_default();
-                        of.push(route.clone());
-                    }
+                let rules = self.rules(&key, &spec, Authorizations::new(authorizations, &self.kept.lists));
+                for server in &spec.servers {
+                    let of = routes.entry((namespace.clone(), server.clone())).or_default();
+                    of.extend(rules.iter().cloned());
                 }
+                self.kept.rules.insert(key.clone(), rules);
+                self.kept.routes.insert(key, (object, spec));
             }
         }
         routes
+    }
+
+    /// Those of before where neither the route nor who is admitted has changed.
+    fn rules(&self, key: &Key, spec: &Arc<RouteSpec>, authorizations: Authorizations) -> Vec<Arc<Route>> {
+        let same = self.before.routes.get(key).is_some_and(|(_, before)| Arc::ptr_eq(before, spec));
+        if let Some(rules) = self.before.rules.get(key)
+            && same
+            && rules.iter().all(|rule| rule.authorizations == authorizations)
+        {
+            return rules.clone();
+        }
+        let by = Arc::new(spec.resource.clone());
+        let rule = |(rule, matches): (u32, &Vec<RequestMatch>)| Route {
+            by: by.clone(),
+            rule,
+            hostnames: spec.hostnames.clone(),
+            matches: matches.clone(),
+            created: spec.created,
+            authorizations: authorizations.clone(),
+            broken: spec.broken.clone(),
+        };
+        (0..).zip(&spec.rules).map(rule).map(Arc::new).collect()
+    }
+
+    /// The one of before where it is the same.
+    fn authorization(&mut self, policy: Policy) -> Arc<Authorization> {
+        let key = (policy.kind, policy.namespace.clone(), policy.name.clone());
+        let one = match self.before.authorizations.get(&key) {
+            Some(before) if *before.policy == policy => before.clone(),
+            _ => Authorization::new(policy),
+        };
+        self.kept.authorizations.insert(key, one.clone());
+        one
     }
 
     /// By namespace.
@@ -356,12 +440,13 @@ impl<'a> Builder<'a> {
         let settings = self.settings;
         let known = self.authentications();
         let mut authorized: HashMap<Arc<str>, Authorized> = HashMap::new();
-        let read =
-            |object: &Object, faults: &mut Faults| clients::server_authorization(object, settings, faults);
+        let read = |object: &Arc<Object>, faults: &mut Faults| {
+            clients::server_authorization(object, settings, faults)
+        };
         for (mut faults, (servers, policy)) in self.each(Kind::ServerAuthorization, clients::HOLDS, read) {
             let namespace = policy.namespace.clone();
             let of = authorized.entry(namespace.clone()).or_default();
-            let authorization = Authorization::new(policy);
+            let authorization = self.authorization(policy);
             match servers {
                 None => {}
                 Some(Servers::Selected(labels)) => of.by_labels.push((labels, authorization)),
@@ -372,14 +457,14 @@ impl<'a> Builder<'a> {
             }
             self.defects.extend(faults.defects);
         }
-        let read = |object: &Object, faults: &mut Faults| {
+        let read = |object: &Arc<Object>, faults: &mut Faults| {
             clients::authorization_policy(object, &known, settings, faults)
         };
         for (mut faults, (target, policy)) in
             self.each(Kind::LinkerdAuthorizationPolicy, clients::HOLDS, read)
         {
             let of = authorized.entry(policy.namespace.clone()).or_default();
-            let authorization = Authorization::new(policy);
+            let authorization = self.authorization(policy);
             match target {
                 None => {}
                 Some(Target::Namespace) => of.everywhere.push(authorization),
@@ -410,16 +495,17 @@ impl<'a> Builder<'a> {
     fn authentications(&mut self) -> Authentications {
         let settings = self.settings;
         let mut known = Authentications::default();
-        let read =
-            |object: &Object, faults: &mut Faults| clients::mesh_tls_authentication(object, settings, faults);
+        let read = |object: &Arc<Object>, faults: &mut Faults| {
+            clients::mesh_tls_authentication(object, settings, faults)
+        };
         for (faults, identities) in self.each(Kind::MeshTlsAuthentication, clients::HOLDS, read) {
             let key = (faults.resource.namespace.clone(), faults.resource.name.clone());
             known.mesh_tls.insert(key, faults.broken().map_or(Ok(identities), Err));
             self.defects.extend(faults.defects);
         }
-        for (faults, networks) in
-            self.each(Kind::NetworkAuthentication, clients::HOLDS, clients::network_authentication)
-        {
+        let read =
+            |object: &Arc<Object>, faults: &mut Faults| clients::network_authentication(object, faults);
+        for (faults, networks) in self.each(Kind::NetworkAuthentication, clients::HOLDS, read) {
             let key = (faults.resource.namespace.clone(), faults.resource.name.clone());
             known.networks.insert(key, faults.broken().map_or(Ok(networks), Err));
             self.defects.extend(faults.defects);

@@ -6,13 +6,14 @@ use serde_json::Value;
 use time::OffsetDateTime;
 
 use super::super::object::Object;
-use super::super::resource::{DefectKind, Kind, ResourceRef};
+use super::super::resource::{Defect, DefectKind, Kind, ResourceRef};
 use super::LINKERD_GROUP;
 use super::clients::is_dns_label;
 use super::matching::{Host, Path, RequestMatch, Text};
 use super::read::{Faults, Fields, Node, Reference};
 
 /// A route before anybody has been admitted to it.
+#[derive(Debug)]
 pub(super) struct RouteSpec {
     pub(super) resource: ResourceRef,
     pub(super) created: Option<OffsetDateTime>,
@@ -23,6 +24,8 @@ pub(super) struct RouteSpec {
     pub(super) rules: Vec<Vec<RequestMatch>>,
     /// Why it could not be understood: what of it can be, nobody is admitted to.
     pub(super) broken: Option<Arc<str>>,
+    /// What is told of it, whatever else there is.
+    pub(super) defects: Vec<Defect>,
 }
 
 pub(super) const HOLDS: &str = "nobody is admitted to the requests that it may be for";
@@ -51,6 +54,7 @@ impl RouteSpec {
                 hostnames: Vec::new(),
                 rules: Vec::new(),
                 broken: None,
+                defects: std::mem::take(&mut faults.defects),
             };
         }
         let mut hostnames = Vec::new();
@@ -86,6 +90,7 @@ impl RouteSpec {
             hostnames,
             rules,
             broken: faults.broken(),
+            defects: std::mem::take(&mut faults.defects),
         }
     }
 }

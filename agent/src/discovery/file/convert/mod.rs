@@ -13,7 +13,7 @@ use std::sync::Arc;
 use crate::discovery::State;
 use crate::discovery::yaml::{Complaints, Path};
 use crate::model::{SpiffeId, TrustDomain};
-use crate::policy::MtlsDefaults;
+use crate::policy::{MtlsDefaults, Resources};
 
 use super::document::{Document, Mesh};
 
@@ -24,7 +24,8 @@ pub(super) struct Converted {
     pub(super) warnings: Complaints,
 }
 
-pub(super) fn convert(document: Document) -> Converted {
+/// `before`: the resources of the state that this one takes the place of.
+pub(super) fn convert(document: Document, before: Option<&Resources>) -> Converted {
     let mut c = Converter::new(&document.mesh);
     c.check_mesh(&document.mesh);
     let services = c.services(document.services);
@@ -33,7 +34,7 @@ pub(super) fn convert(document: Document) -> Converted {
     c.check_selectors(&policies, &workloads);
     let local_pods = c.local_pods(document.local_pods, &workloads);
     let Mesh { ranges, unknown_destinations, mtls, namespace_mtls, policy, trust_domain, .. } = document.mesh;
-    let resources = c.resources(document.resources, policy.settings(trust_domain));
+    let resources = c.resources(document.resources, policy.settings(trust_domain), before);
     let namespaces = namespace_mtls.into_iter().map(|(namespace, mode)| (namespace.into(), mode)).collect();
     let state = State {
         trust_domain: c.trust_domain,

@@ -10,7 +10,12 @@ use crate::discovery::yaml::Path;
 use crate::policy::{Object, Resources, Settings};
 
 impl Converter {
-    pub(super) fn resources(&mut self, values: Vec<Value>, settings: Settings) -> Resources {
+    pub(super) fn resources(
+        &mut self,
+        values: Vec<Value>,
+        settings: Settings,
+        before: Option<&Resources>,
+    ) -> Resources {
         let section = Path::default().key("resources");
         let mut objects = Vec::with_capacity(values.len());
         let mut places = HashMap::new();
@@ -28,7 +33,7 @@ impl Converter {
                 Err(e) => self.errors.add(section.index(at), format!("this is no Kubernetes object: {e}")),
             }
         }
-        let resources = Resources::new(&objects, settings);
+        let resources = Resources::after(before, &objects, settings);
         for defect in resources.defects() {
             let resource = &defect.resource;
             let (kind, group) =

@@ -4,6 +4,7 @@ mod authorizations;
 mod defaults;
 mod defects;
 mod explained;
+mod many;
 mod oracle;
 mod routes;
 mod servers;

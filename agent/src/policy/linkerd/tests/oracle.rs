@@ -87,6 +87,10 @@ impl<'a> Oracle<'a> {
             for rule in route["spec"]["rules"].as_array().expect("rules") {
                 for one in rule["matches"].as_array().expect("matches") {
                     let Some(close) = close(route, one, sent) else { continue };
+                    // What it means to do with the request nobody here can.
+                    if route["spec"]["rules"][0]["filters"].is_array() {
+                        return "deny";
+                    }
                     if best.as_ref().is_none_or(|(other, _)| close > *other) {
                         best = Some((close, route));
                     }
@@ -318,6 +322,7 @@ fn close(route: &Value, one: &Value, sent: &Sent) -> Option<Vec<usize>> {
         let value = one["path"]["value"].as_str().unwrap_or("/");
         match one["path"]["type"].as_str().unwrap_or("PathPrefix") {
             "Exact" => (value == sent.path).then_some([3, value.len()])?,
+            "RegularExpression" => ["/a", "/a/b"].contains(&sent.path).then_some([2, sent.path.len()])?,
             _ => {
                 let segments = |path: &str| -> Vec<String> {
                     path.split('/').filter(|part| !part.is_empty()).map(String::from).collect()
@@ -492,8 +497,10 @@ fn authorization_policy() -> impl Strategy<Value = Value> {
     })
 }
 
-fn route() -> impl Strategy<Value = Value> {
+/// One of so many names.
+fn route(names: u32) -> impl Strategy<Value = Value> {
     let path = select(vec![
+        json!({ "type": "RegularExpression", "value": "/a(/b)?" }),
         json!({ "value": "/" }),
         json!({ "value": "/a" }),
         json!({ "type": "PathPrefix", "value": "/a/b/" }),
@@ -526,8 +533,9 @@ fn route() -> impl Strategy<Value = Value> {
     let http = (Just("HTTPRoute"), proptest::collection::vec(one, 1..3));
     let grpc = (Just("GRPCRoute"), proptest::collection::vec(rpc, 1..3));
     let kind = prop_oneof![3 => http.prop_map(|(kind, list)| (kind, list)), 1 => grpc.prop_map(|(kind, list)| (kind, list))];
-    (0..3, time(), any::<bool>(), kind, hostnames, proptest::collection::vec(0..3, 1..3)).prop_map(
-        |(n, time, own, (kind, matches), hostnames, servers)| {
+    let broken = proptest::bool::weighted(0.05);
+    (0..names, time(), any::<bool>(), kind, hostnames, proptest::collection::vec(0..3, 1..3), broken)
+        .prop_map(|(n, time, own, (kind, matches), hostnames, servers, broken)| {
             let own = own && kind == "HTTPRoute";
             let version = if own { "policy.linkerd.io/v1beta3" } else { "gateway.networking.k8s.io/v1" };
             let parent =
@@ -538,10 +546,12 @@ fn route() -> impl Strategy<Value = Value> {
             if !rest.is_empty() {
                 rules.push(json!({ "matches": rest }));
             }
+            if broken {
+                rules[0]["filters"] = json!([{ "type": "URLRewrite" }]);
+            }
             json!({ "apiVersion": version, "kind": kind, "metadata": metadata(format!("r{n}"), time, None),
                 "spec": { "parentRefs": parents, "hostnames": hostnames, "rules": rules } })
-        },
-    )
+        })
 }
 
 fn ask() -> impl Strategy<Value = Ask> {
@@ -573,10 +583,14 @@ fn objects() -> impl Strategy<Value = Vec<Value>> {
         2 => server_authorization(),
         3 => authorization_policy(),
         2 => authentication(),
-        3 => route(),
+        3 => route(3),
     ];
+    // So many routes that they are looked up and no longer compared one by one.
+    let routes = prop_oneof![2 => Just(0..1), 1 => Just(8..40)]
+        .prop_flat_map(|n| proptest::collection::vec(route(40), n));
     // One of a name: which of several counts is not what is compared.
-    proptest::collection::vec(one, 0..14).prop_map(|objects| {
+    (proptest::collection::vec(one, 0..14), routes).prop_map(|(mut objects, routes)| {
+        objects.extend(routes);
         let mut seen = std::collections::HashSet::new();
         let key = |o: &Value| format!("{} {} {}", o["apiVersion"], o["kind"], o["metadata"]["name"]);
         objects.into_iter().filter(|object| seen.insert(key(object))).collect()
