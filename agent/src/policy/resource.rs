@@ -31,6 +31,8 @@ pub enum Kind {
     HttpRoute,
     #[serde(rename = "GRPCRoute.gateway.networking.k8s.io")]
     GrpcRoute,
+    #[serde(rename = "HTTPLocalRateLimitPolicy.policy.linkerd.io")]
+    RateLimit,
     /// Linkerd's default inbound policy: of the mesh, or by annotation of a namespace or pod.
     #[serde(rename = "default-inbound-policy.linkerd.io")]
     LinkerdDefault,
@@ -57,6 +59,7 @@ impl Kind {
             Self::LinkerdHttpRoute => "HTTPRoute.policy.linkerd.io",
             Self::HttpRoute => "HTTPRoute.gateway.networking.k8s.io",
             Self::GrpcRoute => "GRPCRoute.gateway.networking.k8s.io",
+            Self::RateLimit => "HTTPLocalRateLimitPolicy.policy.linkerd.io",
             Self::LinkerdDefault => "default-inbound-policy.linkerd.io",
             Self::Stance => "stance.underpass.io",
             Self::Enforcement => "Enforcement.underpass.io",

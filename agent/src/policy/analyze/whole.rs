@@ -38,7 +38,7 @@ fn add(defect: &Defect, resource: Named, found: &mut Findings) {
         && defect.field == "spec.portLevelMtls"
         && !defect.message.contains("STRICT instead");
     let code = match defect.kind {
-        _ if annotation => &codes::BAD_ANNOTATION,
+        DefectKind::Invalid if annotation => &codes::BAD_ANNOTATION,
         _ if without_selector => &codes::PORTS_WITHOUT_SELECTOR,
         DefectKind::Invalid => &codes::INVALID,
         DefectKind::Unsupported => &codes::UNSUPPORTED,
@@ -64,6 +64,7 @@ fn kinds(world: &World<'_>, found: &mut Findings) {
                         | "MeshTLSAuthentication"
                         | "NetworkAuthentication"
                         | "HTTPRoute"
+                        | "HTTPLocalRateLimitPolicy"
                 )
                 | (own::GROUP, "Enforcement")
         );

@@ -385,6 +385,22 @@ pub(super) fn authorization_policy(
     (target, policy(&faults.resource, Group { rules, never: faults.broken() }))
 }
 
+/// The Server whose requests an HTTPLocalRateLimitPolicy is to limit.
+pub(super) fn limited(object: &Arc<Object>, faults: &mut Faults) -> Option<Arc<str>> {
+    let fields = Node::spec(&object.spec).any_fields(faults);
+    let node = fields.required("targetRef", faults)?;
+    let named = Reference::read(&node, &["group", "kind", "name"], faults)?;
+    if !named.is(LINKERD_GROUP, "Server") || named.name.is_empty() {
+        faults
+            .invalid(&node.path, format_args!("{} is nothing whose requests can be limited", named.title()));
+        return None;
+    }
+    let what =
+        format!("requests are not counted: whoever is admitted to {} is admitted at any rate", named.name);
+    faults.tell(DefectKind::Unsupported, "spec", what);
+    Some(named.name.into())
+}
+
 impl Target {
     fn read(node: &Node<'_>, object: &Object, faults: &mut Faults) -> Option<Self> {
         let named = Reference::read(node, &["group", "kind", "name"], faults)?;

@@ -8,11 +8,13 @@ use super::super::resource::{Defect, DefectKind, Kind, ResourceRef};
 use super::super::settings::InboundDefault;
 
 /// Pods say them for themselves; what a pod does not say its namespace says for it.
-pub const ANNOTATIONS: [&str; 3] = [DEFAULT_POLICY, REQUIRE_IDENTITY, OPAQUE];
+pub const ANNOTATIONS: [&str; 4] = [DEFAULT_POLICY, REQUIRE_IDENTITY, OPAQUE, SKIP];
 
 const DEFAULT_POLICY: &str = "config.linkerd.io/default-inbound-policy";
 const REQUIRE_IDENTITY: &str = "config.linkerd.io/proxy-require-identity-inbound-ports";
 const OPAQUE: &str = "config.linkerd.io/opaque-ports";
+/// Nothing that the agent could go by: there is no proxy in the pod that a port could be led around.
+const SKIP: &str = "config.linkerd.io/skip-inbound-ports";
 
 type Annotations = BTreeMap<Arc<str>, Arc<str>>;
 
@@ -86,7 +88,8 @@ impl Defaults {
             defaults.namespace = namespace.clone();
             defaults.access = text.parse().unwrap_or_else(|e: String| {
                 defaults.broken = Some(format!("{DEFAULT_POLICY}: {e}").into());
-                defects.push(defect(namespace, DEFAULT_POLICY, format!("{e}; nobody is admitted")));
+                let message = format!("{e}; nobody is admitted");
+                defects.push(defect(namespace, DEFAULT_POLICY, DefectKind::Invalid, message));
                 InboundDefault::Deny
             });
         }
@@ -94,12 +97,17 @@ impl Defaults {
             None => Ports::default(),
             Some(text) => Ports::read(text).unwrap_or_else(|| {
                 let message = format!("{text:?} is no list of ports; it counts for all of them");
-                defects.push(defect(namespace, key, message));
+                defects.push(defect(namespace, key, DefectKind::Invalid, message));
                 Ports::all()
             }),
         };
         defaults.with_identity = ports(REQUIRE_IDENTITY);
         defaults.opaque = ports(OPAQUE);
+        if let Some(text) = get(SKIP).filter(|text| !text.trim().is_empty()) {
+            let message =
+                format!("policy and mutual TLS hold on ports {text} too: none is led around the agent");
+            defects.push(defect(namespace, SKIP, DefectKind::Unsupported, message));
+        }
         defaults
     }
 }
@@ -112,9 +120,9 @@ pub(super) fn with_identity(access: InboundDefault) -> InboundDefault {
     }
 }
 
-fn defect(namespace: &Arc<str>, key: &str, message: String) -> Defect {
+fn defect(namespace: &Arc<str>, key: &str, kind: DefectKind, message: String) -> Defect {
     let resource =
         ResourceRef { kind: Kind::LinkerdDefault, namespace: namespace.clone(), name: "annotation".into() };
     let field = format!("metadata.annotations[{key}]");
-    Defect { resource, field, kind: DefectKind::Invalid, message }
+    Defect { resource, field, kind, message }
 }

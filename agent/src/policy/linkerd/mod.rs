@@ -240,6 +240,7 @@ fn kind_of(object: &Object) -> Option<(Kind, &'static [&'static str])> {
         (LINKERD_GROUP, "MeshTLSAuthentication") => (Kind::MeshTlsAuthentication, ALPHA),
         (LINKERD_GROUP, "NetworkAuthentication") => (Kind::NetworkAuthentication, ALPHA),
         (LINKERD_GROUP, "HTTPRoute") => (Kind::LinkerdHttpRoute, ALL),
+        (LINKERD_GROUP, "HTTPLocalRateLimitPolicy") => (Kind::RateLimit, ALPHA),
         (GATEWAY_GROUP, "HTTPRoute") => (Kind::HttpRoute, GATEWAY),
         (GATEWAY_GROUP, "GRPCRoute") => (Kind::GrpcRoute, GATEWAY),
         _ => return None,
@@ -295,6 +296,7 @@ impl<'a> Builder<'a> {
     }
 
     fn servers(&mut self) -> HashMap<Arc<str>, Vec<(Server, Arc<PortPolicy>)>> {
+        self.rate_limits();
         let authorized = self.authorized();
         let mut routes = self.routes(&authorized);
         let nobody = Authorized::default();
@@ -313,6 +315,17 @@ impl<'a> Builder<'a> {
             servers.sort_by_key(|(server, _)| age(server));
         }
         servers
+    }
+
+    /// Requests are not counted, and whoever wrote a limit has to know.
+    fn rate_limits(&mut self) {
+        const HOLDS: &str = "no request is refused by it";
+        for (mut faults, server) in self.each(Kind::RateLimit, HOLDS, clients::limited) {
+            if let Some(server) = server {
+                self.check(&mut faults, "spec.targetRef", Kind::Server, &server);
+            }
+            self.defects.extend(faults.defects);
+        }
     }
 
     fn server(&mut self, server: &Server, of: &Authorized, mut routes: Vec<Arc<Route>>) -> Arc<PortPolicy> {
@@ -487,7 +500,7 @@ impl<'a> Builder<'a> {
     fn check(&self, faults: &mut Faults, field: &str, kind: Kind, name: &str) {
         let namespace = faults.resource.namespace.clone();
         if !self.has(kind, &namespace, name) && !self.has(kind, &namespace, &name.to_ascii_lowercase()) {
-            let message = format!("there is no {kind} {namespace}/{name}; it admits nobody to anything");
+            let message = format!("there is no {kind} {namespace}/{name}; it is for nothing");
             faults.tell(DefectKind::Dangling, field, message);
         }
     }

@@ -177,3 +177,27 @@ proptest! {
         }
     }
 }
+
+/// Nothing counts requests, and nothing leads a port around the agent: who wrote it is told, and policy holds.
+#[test]
+fn what_is_not_applied_is_told_and_opens_nothing() {
+    let server = "---\napiVersion: policy.linkerd.io/v1beta3\nkind: Server\nmetadata: {namespace: shop, name: s}\nspec: {podSelector: {}, port: 8080}\n";
+    let limit = |target: &str| {
+        format!(
+            "{server}---\napiVersion: policy.linkerd.io/v1alpha1\nkind: HTTPLocalRateLimitPolicy\nmetadata: {{namespace: shop, name: l}}\nspec: {{targetRef: {target}, total: {{requestsPerSecond: 9}}}}\n"
+        )
+    };
+    let pod = Mesh::of(&limit("{group: policy.linkerd.io, kind: Server, name: s}"));
+    assert_eq!(pod.defects(), ["l spec"]);
+    assert_eq!(pod.tcp("a.shop", 8080), "deny unauthorized s");
+    let pod = Mesh::of(&limit("{group: policy.linkerd.io, kind: Server, name: gone}"));
+    assert_eq!(pod.defects(), ["l spec", "l spec.targetRef"]);
+    let pod = Mesh::of(&limit("{kind: Namespace, name: shop}"));
+    assert_eq!(pod.defects(), ["l spec.targetRef"]);
+
+    let skipped = "config.linkerd.io/skip-inbound-ports";
+    let pod = Mesh::of(server).annotation(skipped, "8080");
+    assert_eq!(pod.tcp("plaintext", 8080), "deny unauthorized s");
+    assert_eq!(pod.defects(), [format!("annotation metadata.annotations[{skipped}]")]);
+    assert!(Mesh::of(server).annotation(skipped, "").defects().is_empty());
+}
