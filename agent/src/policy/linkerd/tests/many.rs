@@ -139,6 +139,20 @@ fn a_request_is_compared_with_as_few_routes_among_thousands_as_among_ten() {
     }
 }
 
+/// A header may be sent in several lines, and any of them may be what a route asks for.
+#[test]
+fn every_line_of_a_header_is_looked_up() {
+    let header = |n| json!({ "headers": [{ "name": "x-team", "value": format!("t{n}") }] });
+    let one = |n| route("HTTPRoute", &format!("r{n}"), &[], vec![json!({ "matches": [header(n)] })]);
+    let mut objects: Vec<_> = (0..20).map(one).collect();
+    objects.push(server());
+    let mesh = mesh(&objects);
+    let ask = |request| mesh.http("a.shop", 8080, request);
+    assert_eq!(ask("GET / x-team=none x-team=t7"), "deny unauthorized r7#0");
+    assert_eq!(ask("GET / x-team=t9 x-team=t7"), "deny unauthorized r7#0");
+    assert_eq!(ask("GET / x-team=t9,t7"), "deny no_route s");
+}
+
 #[test]
 fn a_client_is_compared_with_as_few_authorizations_among_thousands_as_among_ten() {
     type Clients = fn(usize) -> Vec<Value>;
