@@ -34,7 +34,7 @@ pub(super) fn write(
     let (file, edited) = match (found, &files[..]) {
         (Some(found), _) => found,
         (None, _) if replaces => bail!(
-            "Enforcement {}/{} is no document of its own in the files, but an item of a list: replace it there by what is printed without --in-place",
+            "Enforcement {}/{} is no YAML document of its own in the files, but an item of a list, or JSON: replace it there by what is printed without --in-place",
             object.meta.namespace,
             object.meta.name
         ),
