@@ -14,7 +14,9 @@ use crate::discovery::manifest::Manifest;
 use crate::model::workload::{PodFacts, WorkloadMtls};
 use crate::model::{InboundAction, Workload};
 use crate::policy::own::{GROUP, InPhase, Phase, VERSION};
-use crate::policy::{Action, Compiled, Object, Resources, Settings, Stance, Subject};
+use crate::policy::{
+    Action, Compiled, Conn, InboundDefault, Kind, Object, Resources, Settings, Stance, Subject,
+};
 
 /// One phase taken back.
 pub(super) struct Plan {
@@ -199,15 +201,23 @@ fn deciding(pod: &Workload, policy: &Compiled) -> Vec<String> {
     let declared: Vec<u16> = pod.facts.ports.iter().map(|port| port.port).collect();
     let mut found: Vec<String> = Vec::new();
     for port in declared.into_iter().chain([0]) {
-        let conn = crate::policy::Conn::new(None, std::net::Ipv4Addr::UNSPECIFIED.into(), ip, port);
+        let conn = Conn::new(None, std::net::Ipv4Addr::UNSPECIFIED.into(), ip, port);
         let considered = policy.explain(&conn, None).considered;
-        let decides = considered.iter().filter(|one| !one.dry_run && one.action != Some(Action::Audit));
+        let decides = considered.iter().filter(|one| {
+            let admits_all =
+                one.resource.kind == Kind::LinkerdDefault && ADMIT_ALL.contains(&&*one.resource.name);
+            !one.dry_run && one.action != Some(Action::Audit) && !admits_all
+        });
         found.extend(decides.map(|one| one.resource.to_string()));
     }
     found.sort();
     found.dedup();
     found
 }
+
+/// What Linkerd has where nobody says anything, and that refuses nobody.
+const ADMIT_ALL: [&str; 3] =
+    [InboundDefault::AllUnauthenticated.as_str(), InboundDefault::Audit.as_str(), "probe"];
 
 /// `shop/web and shop/db, which stay in Enforce by …`
 fn who_decides(pods: &[Both<'_>]) -> String {
