@@ -20,7 +20,7 @@ use crate::certs::{
 };
 use crate::config::{CapturePreference, Config, Embedded, IssuerKind};
 use crate::discovery::file::{FileOptions, FileSource, FileStatus};
-use crate::discovery::{Source, Store};
+use crate::discovery::{Source, Store, lapse};
 use crate::lifecycle::{Readiness, Shutdown, Signals, TaskGroup};
 use crate::model::NetnsCookie;
 use crate::pods::{self, Destinations, Table};
@@ -81,6 +81,12 @@ async fn serve(config: Config, log: LogControl, descriptors: usize) -> anyhow::R
     // Until the last connection is gone: what is forbidden meanwhile is cut.
     let drained = CancellationToken::new();
     tasks.spawn("mesh source", quiet(Box::new(source).run(store.clone(), drained.clone())));
+    tasks.spawn("exceptions", {
+        let (store, stop) = (store.clone(), drained.clone());
+        quiet(async move {
+            stop.run_until_cancelled(lapse::watch(store)).await;
+        })
+    });
     tasks.spawn(CONNECTIONS, quiet(proxy::run(node, started, shutdown.clone())));
     tasks.spawn("pods", {
         let stop = draining.clone();
@@ -407,9 +413,10 @@ const CLIENT_HEADER_LIST: u32 = 16 * 1024;
 
 /// What the metrics of policy ask for when they are scraped.
 fn watch_policy(telemetry: &Telemetry, kernel: &Arc<dyn Kernel>, store: &Store) {
-    let (kernel, snapshots) = (Arc::clone(kernel), store.subscribe());
+    let (kernel, store) = (Arc::clone(kernel), store.clone());
     telemetry.watch_policy(move || {
-        let snapshot = Arc::clone(&snapshots.borrow());
+        let (snapshot, now) = (store.current(), store.now());
+        let next_lapse = snapshot.exceptions().map(|one| one.until).filter(|until| *until > now).min();
         let count = |kind| {
             let resources = snapshot.policies().resources();
             resources.map_or(0, |all| all.defects().filter(|defect| defect.kind == kind).count())
@@ -420,6 +427,7 @@ fn watch_policy(telemetry: &Telemetry, kernel: &Arc<dyn Kernel>, store: &Store) 
             invalid: count(DefectKind::Invalid),
             unsupported: count(DefectKind::Unsupported),
             dangling: count(DefectKind::Dangling),
+            next_lapse: next_lapse.map(|until| (until - now).whole_seconds()),
         }
     });
 }

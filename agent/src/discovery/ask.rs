@@ -6,10 +6,12 @@ use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
 
 use super::Snapshot;
 use super::manifest::Manifest;
 use super::phases::{self, WorkloadPhase};
+use crate::model::workload::NetworkMode;
 use crate::model::workload::TunnelProtocol;
 use crate::model::{MtlsMode, SpiffeId, Workload};
 use crate::policy::analyze::{Report, analyze};
@@ -189,6 +191,14 @@ impl Question {
         let port = self.conn.destination_port;
         policies.extend(resources.iter().flat_map(|resources| resources.linkerd.passed_over(&subject, port)));
         policies.extend(left.map(|(resource, target)| left_to(resource, &target, &subject)));
+        if self.conn.source.is_none() {
+            let broken =
+                resources.iter().flat_map(|resources| resources.own.broken_exceptions(subject.namespace));
+            policies.extend(
+                broken
+                    .map(|resource| other(resource, "it could not be understood, and admits nobody".into())),
+            );
+        }
         let (mode, level, by) = policy.mtls_on(self.conn.destination_port);
         Answer {
             verdict: Word::of(&verdict),
@@ -220,6 +230,11 @@ fn left_to(resource: ResourceRef, target: &str, subject: &Subject<'_>) -> Consid
         Some(waypoint) => format!("it is aimed at {target} and left to the waypoint {waypoint}"),
         None => format!("it is aimed at {target}, and no waypoint serves this pod: nobody enforces it here"),
     };
+    other(resource, note)
+}
+
+/// One that decides nothing here.
+fn other(resource: ResourceRef, note: String) -> Considered {
     Considered {
         resource: Arc::new(resource),
         action: None,
@@ -241,6 +256,7 @@ fn cause(verdict: &Verdict) -> &'static str {
     match verdict {
         Verdict::Allow { by } if by.is_empty() => "no_policy",
         Verdict::Allow { by } if by.iter().any(|by| by.resource.kind == Kind::Enforcement) => "not_enforced",
+        Verdict::Allow { by } if by[0].resource.kind == Kind::PlaintextException => "plaintext_exception",
         Verdict::Allow { .. } => "allow_matched",
         Verdict::Deny { why, .. } => why.cause(),
     }
@@ -260,7 +276,13 @@ impl Offline {
         let resources = Resources { replaced: manifest.replaced, ..Resources::new(&objects, settings) };
         let resources = Arc::new(resources);
         let set = PolicySet::default().next([], MtlsDefaults::default(), Some(resources.clone()));
+        let set = set.at(OffsetDateTime::now_utc());
         Self { pods: manifest.pods.into_iter().map(Arc::new).collect(), set, resources }
+    }
+
+    /// The same at another moment than now.
+    pub fn at(self, moment: OffsetDateTime) -> Self {
+        Self { set: self.set.at(moment), ..self }
     }
 
     /// # Errors
@@ -321,6 +343,10 @@ impl Pods for Snapshot {
         self.workloads().find(|pod| *pod.namespace == *namespace && *pod.name == *name).cloned()
     }
 
+    fn at(&self, ip: IpAddr) -> Option<Arc<Workload>> {
+        self.workload(ip).cloned()
+    }
+
     fn names(&self) -> String {
         names(self.workloads().map(|pod| &**pod))
     }
@@ -329,6 +355,13 @@ impl Pods for Snapshot {
 impl Pods for Offline {
     fn pod(&self, namespace: &str, name: &str) -> Option<Arc<Workload>> {
         self.pods.iter().find(|pod| *pod.namespace == *namespace && *pod.name == *name).cloned()
+    }
+
+    fn at(&self, ip: IpAddr) -> Option<Arc<Workload>> {
+        let own = |pod: &&Arc<Workload>| pod.network_mode != NetworkMode::HostNetwork;
+        let has =
+            |pod: &&Arc<Workload>| pod.addresses.iter().any(|own| own.to_canonical() == ip.to_canonical());
+        self.pods.iter().filter(own).find(has).cloned()
     }
 
     fn names(&self) -> String {
@@ -372,6 +405,8 @@ pub enum AskError {
 /// Where the pods that are asked about are found.
 pub trait Pods {
     fn pod(&self, namespace: &str, name: &str) -> Option<Arc<Workload>>;
+    /// Who is known to have an address.
+    fn at(&self, ip: IpAddr) -> Option<Arc<Workload>>;
     /// Some names, for whoever has mistyped one.
     fn names(&self) -> String;
 }
@@ -397,6 +432,9 @@ impl Asked {
             to.addresses.first().copied().unwrap_or(nobody),
             self.port(&to)?,
         );
+        if conn.source.is_none() {
+            conn.at_source = pods.at(conn.source_ip).map(|known| known.identity.clone());
+        }
         conn.sni = self.sni.as_deref().map(Arc::from);
         let request = self.request(normalization)?;
         Ok(Question { to, conn, request })

@@ -5,9 +5,11 @@ use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
 use ipnet::IpNet;
+use time::OffsetDateTime;
 
 use crate::model::workload::{NetworkMode, TunnelProtocol};
 use crate::model::{CidrTable, LocalPod, PodUid, Service, SpiffeId, TrustDomain, Workload, cidr};
+use crate::policy::own::Exception;
 use crate::policy::{Compiled, PolicySet, Subject};
 
 use super::endpoints::{Candidate, ServiceEntry};
@@ -65,6 +67,12 @@ impl Snapshot {
         self.workloads.get(uid).map(|entry| &entry.workload)
     }
 
+    /// Who is known to be at the address of a client that proves nothing. Whoever can take the address for its own
+    /// counts for it, and so does whoever got it a moment ago.
+    pub fn known_at(&self, ip: IpAddr) -> Option<&SpiffeId> {
+        self.workload(ip).map(|workload| &workload.identity)
+    }
+
     /// The workload that a pod of this node is: at one of its addresses, and under its name and
     /// identity. An address that another workload had before it does not count.
     pub fn workload_of(&self, pod: &LocalPod) -> Option<&Arc<Workload>> {
@@ -117,6 +125,16 @@ impl Snapshot {
 
     pub fn policies(&self) -> &PolicySet {
         &self.policies
+    }
+
+    /// Everybody's exceptions from mutual TLS that were understood, in force or not.
+    pub fn exceptions(&self) -> impl Iterator<Item = &Arc<Exception>> {
+        self.policies.resources().into_iter().flat_map(|resources| resources.own.exceptions())
+    }
+
+    /// The moment that exceptions are judged at.
+    pub fn now(&self) -> Option<OffsetDateTime> {
+        self.policies.now()
     }
 
     /// The pods of this node that are to be meshed, in no particular order.
@@ -196,11 +214,11 @@ impl Snapshot {
     /// Indexes a state. Where two entries claim one key the later wins, where two workloads claim one
     /// address the likelier owner does ([`claim`]).
     pub fn build(revision: u64, state: State) -> Self {
-        Self { revision, ..Self::unsynced().next(state) }
+        Self { revision, ..Self::unsynced().next(state, OffsetDateTime::now_utc()) }
     }
 
-    /// What comes after this one. What is the same in both is not compiled again.
-    pub fn next(&self, state: State) -> Self {
+    /// What comes after this one, `now` or later. What is the same in both is not compiled again.
+    pub fn next(&self, state: State, now: OffsetDateTime) -> Self {
         let mut snapshot = Self {
             revision: self.revision + 1,
             trust_domain: Some(state.trust_domain),
@@ -208,18 +226,43 @@ impl Snapshot {
             range_table: state.ranges.iter().copied().collect(),
             ranges: state.ranges.into_iter().map(cidr::canonical).collect(),
             unknown: state.unknown,
-            policies: self.policies.next(state.policies, state.mtls, state.resources),
+            policies: self.policies.next(state.policies, state.mtls, state.resources).at(now),
             ..Self::unsynced()
         };
         snapshot.add_workloads(state.workloads, self);
         snapshot.add_services(state.services);
         snapshot.local_pods =
             state.local_pods.into_iter().map(|pod| (pod.uid.clone(), Arc::new(pod))).collect();
-        // Ours are asked about per connection; others only when somebody wants an explanation.
-        for pod in snapshot.local_pods.values() {
-            snapshot.inbound_policy(pod);
+        snapshot.compiled()
+    }
+
+    /// The same mesh as its next revision, at a later moment: what has lapsed by then holds no more.
+    pub(super) fn later(&self, now: OffsetDateTime) -> Self {
+        let workloads = self.workloads.iter().map(|(uid, entry)| (uid.clone(), entry.anew()));
+        let later = Self {
+            revision: self.revision + 1,
+            trust_domain: self.trust_domain.clone(),
+            network: self.network.clone(),
+            ranges: self.ranges.clone(),
+            range_table: self.ranges.iter().copied().collect(),
+            unknown: self.unknown,
+            workloads: workloads.collect(),
+            by_address: self.by_address.clone(),
+            services: self.services.clone(),
+            by_vip: self.by_vip.clone(),
+            by_host: self.by_host.clone(),
+            policies: self.policies.at(now),
+            local_pods: self.local_pods.clone(),
+        };
+        later.compiled()
+    }
+
+    /// Ours are asked about per connection; others only when somebody wants an explanation.
+    fn compiled(self) -> Self {
+        for pod in self.local_pods.values() {
+            self.inbound_policy(pod);
         }
-        snapshot
+        self
     }
 
     fn add_workloads(&mut self, workloads: Vec<Workload>, before: &Self) {
@@ -289,6 +332,13 @@ impl WorkloadEntry {
         let expected = Arc::from([workload.identity.clone()]);
         let before = before.and_then(|entry| entry.compiled.get().or(entry.before.as_ref()).cloned());
         Self { workload: Arc::new(workload), expected, compiled: OnceLock::new(), before }
+    }
+
+    /// To be compiled again.
+    fn anew(&self) -> Self {
+        let before = self.compiled.get().or(self.before.as_ref()).cloned();
+        let (workload, expected) = (self.workload.clone(), self.expected.clone());
+        Self { workload, expected, compiled: OnceLock::new(), before }
     }
 
     fn compiled(&self, policies: &PolicySet) -> Arc<Compiled> {

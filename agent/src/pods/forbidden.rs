@@ -42,7 +42,8 @@ fn find_and_end(
     let forbidden: Vec<(PodSocket, Verdict)> = from_outside(&list()?, pod)
         .filter_map(|socket| {
             let (client, app) = (socket.socket.remote, socket.socket.local);
-            let conn = Conn::new(None, client.ip(), app.ip(), app.port());
+            let known = snapshot.known_at(client.ip()).cloned();
+            let conn = Conn { at_source: known, ..Conn::new(None, client.ip(), app.ip(), app.port()) };
             // What flows as bytes cannot be judged by its requests: without one, what denies counts.
             let verdict = policy.evaluate(&conn, None);
             (!verdict.is_allow()).then(|| (socket.clone(), verdict))

@@ -7,7 +7,7 @@ use crate::model::{MtlsMode, SpiffeId};
 
 use super::linkerd::{Inbound, PortPolicy};
 use super::mtls::{EffectiveMtls, MtlsOrigin};
-use super::own::{InPhase, Phase};
+use super::own::{Exceptions, InPhase, Phase};
 use super::peer::Peer;
 use super::request::Request;
 use super::resource::{Kind, ResourceRef};
@@ -20,6 +20,9 @@ use super::verdict::{By, Connection, Verdict, Why};
 pub struct Conn {
     /// Proven by the peer's certificate; none on plaintext.
     pub source: Option<SpiffeId>,
+    /// Who is known to be at `source_ip`, of a client that proves nothing: no proof, whatever has the address. It
+    /// counts for exceptions from mutual TLS only.
+    pub at_source: Option<SpiffeId>,
     pub source_ip: IpAddr,
     /// The application's address and (target) port: not a service's, not the tunnel's.
     pub destination_ip: IpAddr,
@@ -35,7 +38,7 @@ impl Conn {
         destination_ip: IpAddr,
         destination_port: u16,
     ) -> Self {
-        Self { source, source_ip, destination_ip, destination_port, sni: None }
+        Self { source, at_source: None, source_ip, destination_ip, destination_port, sni: None }
     }
 }
 
@@ -48,6 +51,7 @@ pub struct Compiled {
     pub(super) mtls_by: [Option<Arc<ResourceRef>>; 2],
     /// How far all of it is enforced.
     pub(super) phase: InPhase,
+    pub(super) exceptions: Exceptions,
     pub(super) blocks: Vec<Block>,
     pub(super) deny: Arc<RuleList>,
     pub(super) allow: Arc<RuleList>,
@@ -104,6 +108,13 @@ impl Compiled {
     /// How far policy is enforced, and who says so.
     pub fn phase(&self) -> &InPhase {
         &self.phase
+    }
+
+    /// The exception by which a client without identity gets as far as policies where mutual TLS is asked for.
+    pub fn exception(&self, conn: &Conn) -> Option<Arc<ResourceRef>> {
+        let asked = self.stance == Stance::Mtls || self.strict(Some(conn.destination_port)).is_some();
+        let found = if asked { self.exceptions.admit(&self.peer(conn, None)) } else { None };
+        found.map(|by| by.resource)
     }
 
     /// The AUDIT policies that match, each with the first rule that does.
@@ -185,6 +196,7 @@ impl Compiled {
             mtls,
             mtls_by: [None, None],
             phase: InPhase::default(),
+            exceptions: Exceptions::default(),
             blocks: Vec::new(),
             deny: Arc::default(),
             allow: Arc::default(),
@@ -237,10 +249,11 @@ impl Compiled {
         if let Some(block) = self.blocks.first() {
             return Decision::Deny(block.by.clone(), block.why.clone());
         }
-        if peer.identity.is_none()
-            && phase == Phase::Enforce
-            && let Some(strict) = self.strict(peer.port)
-        {
+        let excepted = self.exceptions.admit(peer);
+        let asked = peer.identity.is_none() && phase == Phase::Enforce;
+        let strict = if asked { self.strict(peer.port) } else { None };
+        let was_strict = strict.is_some();
+        if let Some(strict) = strict.filter(|_| excepted.is_none()) {
             return strict;
         }
         let decision = self.rules(peer).and(|| match self.on_port(peer.port) {
@@ -248,7 +261,7 @@ impl Compiled {
             None => Decision::Allow(Vec::new()),
         });
         match decision {
-            Decision::Allow(by) => self.stance(peer, by),
+            Decision::Allow(by) => self.stance(peer, by, excepted, was_strict),
             other => other,
         }
     }
@@ -293,19 +306,22 @@ impl Compiled {
     }
 
     /// Only where no policy has allowed it by name.
-    fn stance(&self, peer: &Peer<'_>, mut by: Vec<By>) -> Decision {
+    fn stance(&self, peer: &Peer<'_>, mut by: Vec<By>, excepted: Option<By>, was_strict: bool) -> Decision {
         // What holds where nobody says anything is no name.
         by.retain(|by| !(by.resource.kind == Kind::LinkerdDefault && *by.resource.name == *OPEN));
         let named = by.iter().any(|by| by.resource.kind != Kind::LinkerdDefault);
         let open = match self.stance {
             Stance::Allow => true,
-            Stance::Mtls => peer.identity.is_some(),
+            Stance::Mtls => peer.identity.is_some() || excepted.is_some(),
             Stance::Deny => false,
         };
-        match named || open {
-            true => Decision::Allow(by),
-            false => Decision::Deny(Some(By::whole(stance_resource())), Why::DefaultDeny),
+        if !named && !open {
+            return Decision::Deny(Some(By::whole(stance_resource())), Why::DefaultDeny);
         }
+        // The last: it lets nobody in by itself.
+        let rests_on_it = was_strict || (self.stance == Stance::Mtls && !named);
+        by.extend(excepted.filter(|_| rests_on_it));
+        Decision::Allow(by)
     }
 }
 

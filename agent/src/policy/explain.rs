@@ -26,7 +26,7 @@ use super::verdict::Verdict;
 pub struct Explanation {
     #[serde(flatten)]
     pub verdict: Verdict,
-    /// In the order in which they are asked: DENY, ALLOW, AUDIT.
+    /// In the order in which they are asked: exceptions from mutual TLS, DENY, ALLOW, AUDIT.
     pub considered: Vec<Considered>,
 }
 
@@ -67,7 +67,8 @@ impl Compiled {
         let policies = [&all.deny, &all.allow, &all.audit].into_iter().flat_map(|rules| rules.policies());
         let istio = policies.map(|policy| considered(policy, &peer));
         let linkerd = self.linkerd.iter().flat_map(|all| all.on_port(conn.destination_port).explain(&peer));
-        let considered = unknown.chain(istio).chain(linkerd).collect();
+        let exceptions = self.exceptions.explain(&peer);
+        let considered = unknown.chain(exceptions).chain(istio).chain(linkerd).collect();
         Explanation { verdict: self.evaluate(conn, request), considered }
     }
 }

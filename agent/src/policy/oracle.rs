@@ -635,6 +635,7 @@ fn conns() -> impl Strategy<Value = Conn> {
     let sni = prop::option::weighted(0.3, select(vec!["db", "b"]));
     let parts = (source, ip(), ip(), select(vec![80, 81, 443, 8080]), sni);
     parts.prop_map(|(source, from, to, port, sni)| Conn {
+        at_source: None,
         source: source.map(|id| id.parse::<SpiffeId>().unwrap()),
         source_ip: from.parse::<IpAddr>().unwrap(),
         destination_ip: to.parse::<IpAddr>().unwrap(),

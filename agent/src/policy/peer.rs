@@ -12,6 +12,8 @@ use super::request::Request;
 /// Made once per decision. Texts that are put together are only made when a match asks for them.
 pub(super) struct Peer<'a> {
     pub(super) identity: Option<&'a SpiffeId>,
+    /// Who is known at the address of a client without identity.
+    at_source: Option<&'a SpiffeId>,
     /// None: not known.
     pub(super) source_ip: Option<IpAddr>,
     /// None: not known.
@@ -32,6 +34,7 @@ impl<'a> Peer<'a> {
     pub(super) fn new(conn: &'a Conn, request: Option<&'a Request<'a>>, linkerd_namespace: &'a str) -> Self {
         Self {
             identity: conn.source.as_ref(),
+            at_source: conn.at_source.as_ref(),
             source_ip: Some(conn.source_ip),
             destination_ip: Some(conn.destination_ip),
             port: Some(conn.destination_port),
@@ -48,12 +51,30 @@ impl<'a> Peer<'a> {
     pub(super) fn plaintext(port: Option<u16>) -> Self {
         Self {
             identity: None,
+            at_source: None,
             source_ip: None,
             destination_ip: None,
             port,
             sni: None,
             request: None,
             linkerd_namespace: "",
+            principal: OnceCell::new(),
+            linkerd_identity: OnceCell::new(),
+            host: OnceCell::new(),
+        }
+    }
+
+    /// The same client as if it had proved to be who is known at its address; for exceptions only.
+    pub(super) fn by_address(&self) -> Peer<'a> {
+        Peer {
+            identity: self.at_source,
+            at_source: None,
+            source_ip: self.source_ip,
+            destination_ip: self.destination_ip,
+            port: self.port,
+            sni: self.sni,
+            request: self.request,
+            linkerd_namespace: self.linkerd_namespace,
             principal: OnceCell::new(),
             linkerd_identity: OnceCell::new(),
             host: OnceCell::new(),

@@ -42,6 +42,9 @@ pub enum Kind {
     /// How far policy is enforced while a mesh moves in.
     #[serde(rename = "Enforcement.underpass.io")]
     Enforcement,
+    /// Who may stay in plaintext for a while.
+    #[serde(rename = "PlaintextException.underpass.io")]
+    PlaintextException,
 }
 
 impl Kind {
@@ -63,6 +66,7 @@ impl Kind {
             Self::LinkerdDefault => "default-inbound-policy.linkerd.io",
             Self::Stance => "stance.underpass.io",
             Self::Enforcement => "Enforcement.underpass.io",
+            Self::PlaintextException => "PlaintextException.underpass.io",
         }
     }
 }

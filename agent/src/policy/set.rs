@@ -3,6 +3,8 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use time::OffsetDateTime;
+
 use crate::model::Workload;
 use crate::model::workload::{PodFacts, WorkloadMtls};
 
@@ -10,6 +12,7 @@ use super::compiled::{Block, Compiled};
 use super::istio::MtlsSources;
 use super::matcher::Matcher;
 use super::mtls::{EffectiveMtls, MtlsDefaults};
+use super::own::{Exception, Exceptions};
 use super::resources::Resources;
 use super::rule_list::RuleList;
 use super::rules::{Action, Policy, Scope};
@@ -22,6 +25,8 @@ pub struct PolicySet {
     by_namespace: HashMap<Arc<str>, Vec<Arc<Entry>>>,
     mtls: MtlsDefaults,
     resources: Option<Arc<Resources>>,
+    /// What exceptions are judged by; none is in force where it is not known.
+    now: Option<OffsetDateTime>,
     /// Of the resources, by `namespace/name`.
     istio: HashMap<Arc<str>, Arc<Entry>>,
     lists: Lists,
@@ -40,7 +45,7 @@ impl PolicySet {
         mtls: MtlsDefaults,
         resources: Option<Arc<Resources>>,
     ) -> Self {
-        let mut set = Self { mtls, lists: self.lists.in_use(), ..Self::default() };
+        let mut set = Self { mtls, lists: self.lists.in_use(), now: self.now, ..Self::default() };
         for policy in resources.iter().flat_map(|resources| resources.istio.authorization_policies()) {
             let key = policy.key();
             let entry = match self.istio.get(&key) {
@@ -71,6 +76,25 @@ impl PolicySet {
             }
         }
         set
+    }
+
+    /// The same policies at another moment.
+    pub fn at(&self, now: OffsetDateTime) -> Self {
+        Self {
+            by_key: self.by_key.clone(),
+            global: self.global.clone(),
+            by_namespace: self.by_namespace.clone(),
+            mtls: self.mtls.clone(),
+            resources: self.resources.clone(),
+            now: Some(now),
+            istio: self.istio.clone(),
+            lists: self.lists.in_use(),
+        }
+    }
+
+    /// The moment that its exceptions are judged at, where one is known.
+    pub fn now(&self) -> Option<OffsetDateTime> {
+        self.now
     }
 
     /// Both dialects' resources beside what is in the wire form.
@@ -129,11 +153,21 @@ impl PolicySet {
         Compiled {
             mtls_by: [by.mode, by.ports],
             phase: resources.own.phase(subject),
-            stance: settings.namespace_stances.get(subject.namespace).copied().unwrap_or(settings.stance),
+            exceptions: self.exceptions(resources, subject),
+            stance: settings.stance_of(subject.namespace),
             linkerd: Some(Arc::new(resources.linkerd.inbound(subject))),
             linkerd_namespace: settings.linkerd_namespace.clone(),
             ..Compiled::new(mtls)
         }
+    }
+
+    fn exceptions(&self, resources: &Resources, subject: &Subject<'_>) -> Exceptions {
+        let all = resources.own.exceptions_for(subject);
+        // Without a clock nobody can tell that one has not lapsed.
+        let in_force = |one: &Arc<Exception>| self.now.is_some_and(|now| one.is_in_force(now));
+        let (in_force, lapsed): (Vec<_>, Vec<_>) = all.partition(in_force);
+        let list = self.lists.get(in_force.iter().map(|one| one.matcher.clone()).collect());
+        Exceptions::new(in_force, lapsed, list)
     }
 
     /// In the order in which verdicts name them: the mesh's, the namespace's, those that the workload names.

@@ -59,6 +59,12 @@ impl Settings {
     }
 }
 
+impl Settings {
+    pub fn stance_of(&self, namespace: &str) -> Stance {
+        self.namespace_stances.get(namespace).copied().unwrap_or(self.stance)
+    }
+}
+
 /// The same as people write it; what they leave out has the dialects' own defaults.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]

@@ -11,6 +11,7 @@ const CLIENT: Option<&str> = Some("spiffe://td/ns/shop/sa/web");
 /// From 10.0.0.1 to 10.2.0.9:8080.
 fn conn(source: Option<&str>) -> Conn {
     Conn {
+        at_source: None,
         source: source.map(|id| id.parse().unwrap()),
         source_ip: "10.0.0.1".parse().unwrap(),
         destination_ip: "10.2.0.9".parse().unwrap(),

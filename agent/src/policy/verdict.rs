@@ -7,7 +7,7 @@ use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 
 use super::mtls::MtlsOrigin;
-use super::resource::ResourceRef;
+use super::resource::{Kind, ResourceRef};
 
 /// What decided.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -27,7 +27,7 @@ impl By {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     Allow {
-        /// What allowed it: one for each system in which something had to.
+        /// What allowed it: one for each system in which something had to, and the exception that it rests on.
         by: Vec<By>,
     },
     Deny {
@@ -40,6 +40,12 @@ pub enum Verdict {
 impl Verdict {
     pub fn is_allow(&self) -> bool {
         matches!(self, Self::Allow { .. })
+    }
+
+    /// The exception without which mutual TLS would have been asked for.
+    pub fn exception(&self) -> Option<&Arc<ResourceRef>> {
+        let Self::Allow { by } = self else { return None };
+        by.iter().map(|by| &by.resource).find(|resource| resource.kind == Kind::PlaintextException)
     }
 
     /// The one that decided; of several that had to allow it the first.

@@ -11,10 +11,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::discovery::Snapshot;
 use crate::lifecycle::Stop;
-use crate::model::{Cause, ConnectionId, LocalPod, Workload};
+use crate::model::{Cause, ConnectionId, LocalPod, SpiffeId, Workload};
 use crate::pods::denial;
 use crate::policy::own::Phase;
-use crate::policy::{By, Compiled, Conn, Connection, PathNormalization, Request, Subject, Verdict};
+use crate::policy::{
+    By, Compiled, Conn, Connection, PathNormalization, Request, ResourceRef, Subject, Verdict,
+};
 use crate::proxy::http::{Advice, Judge, Ruling};
 use crate::telemetry::{Denial, Record, Teller};
 
@@ -48,6 +50,7 @@ pub struct Permit {
     authorizer: Arc<Authorizer>,
     stop: Stop,
     policy: Option<Arc<str>>,
+    exception: Option<Arc<str>>,
     requests: Option<Arc<dyn Judge>>,
 }
 
@@ -79,7 +82,7 @@ impl Authorizer {
         let stop = cut.child();
         // Judged and listed in one: a policy that changes meanwhile is seen by the review.
         let mut live = self.live();
-        let Standing { policy, per_request, advises } = self.judge(&conn)?;
+        let Standing { policy, exception, per_request, advises } = self.judge(&conn)?;
         live.insert(id, Live { conn: conn.clone(), stop: stop.clone(), per_request, record: None });
         drop(live);
         let authorizer = Arc::clone(self);
@@ -87,7 +90,7 @@ impl Authorizer {
             Arc::new(Requests { id, authorizer: Arc::clone(self), conn, binding: per_request })
         };
         let requests = (per_request || advises).then(judge);
-        Ok(Permit { id, authorizer, stop, policy, requests })
+        Ok(Permit { id, authorizer, stop, policy, exception, requests })
     }
 
     /// Tells what decides nothing, as far as it holds whatever is requested: the answer if everything were in
@@ -121,7 +124,10 @@ impl Authorizer {
                 changed = snapshots.changed() => if changed.is_err() { return },
             }
             let policy = self.standing();
-            for live in self.live().values() {
+            let snapshot = Arc::clone(&self.snapshots.borrow());
+            for live in self.live().values_mut() {
+                // The address may be somebody else's by now.
+                live.conn.at_source = at_source(&snapshot, &live.conn);
                 let forbids = match policy.on_connection(&live.conn) {
                     Connection::Allow(_) => continue,
                     Connection::PerRequest if live.per_request => continue,
@@ -145,15 +151,17 @@ impl Authorizer {
     }
 
     fn judge(&self, conn: &Conn) -> Result<Standing, Denied> {
-        let name = |by: &By| by.resource.to_string().into();
+        let name = |resource: &Arc<ResourceRef>| Arc::from(resource.to_string());
         let snapshot = Arc::clone(&self.snapshots.borrow());
         let compiled = snapshot.inbound_policy(&self.pod);
-        let (policy, per_request) = match compiled.on_connection(conn) {
-            Connection::PerRequest => (None, true),
-            Connection::Allow(verdict) => (verdict.by().map(name), false),
+        let (policy, exception, per_request) = match compiled.on_connection(conn) {
+            Connection::PerRequest => (None, compiled.exception(conn).as_ref().map(name), true),
+            Connection::Allow(verdict) => {
+                (verdict.by().map(|by| name(&by.resource)), verdict.exception().map(name), false)
+            }
             Connection::Deny(verdict) => return Err(Denied::of(&verdict)),
         };
-        Ok(Standing { policy, per_request, advises: compiled.advises_on_requests(conn) })
+        Ok(Standing { policy, exception, per_request, advises: compiled.advises_on_requests(conn) })
     }
 
     /// What live connections are judged by. A pod that leaves the mesh, or is described otherwise from now
@@ -180,10 +188,17 @@ impl Authorizer {
 struct Standing {
     /// Who allows it, where somebody has to.
     policy: Option<Arc<str>>,
+    /// That it comes in plaintext where mutual TLS is asked for.
+    exception: Option<Arc<str>>,
     /// Only its requests can tell.
     per_request: bool,
     /// They can tell more, which decides nothing.
     advises: bool,
+}
+
+/// Who is known to be at the address of a client that proves nothing.
+fn at_source(snapshot: &Snapshot, conn: &Conn) -> Option<SpiffeId> {
+    if conn.source.is_some() { None } else { snapshot.known_at(conn.source_ip).cloned() }
 }
 
 impl Last {
@@ -220,6 +235,11 @@ impl Permit {
     /// the judge is not binding.
     pub fn requests(&self) -> Option<&Arc<dyn Judge>> {
         self.requests.as_ref()
+    }
+
+    /// The exception by which it comes in plaintext where mutual TLS is asked for.
+    pub fn exception(&self) -> Option<&Arc<str>> {
+        self.exception.as_ref()
     }
 
     /// `namespace/name` of the policy that allowed it, where one had to.
@@ -290,7 +310,6 @@ mod tests {
     use super::*;
     use crate::discovery::Store;
     use crate::discovery::file::parse;
-    use crate::model::SpiffeId;
     use crate::policy::{Action, Group, Kind, Match, PathMatch, Policy, Rule, Scope, StringMatch};
 
     /// One local pod, and policies as given.
@@ -388,6 +407,63 @@ policies: [{policies}]
         let cut = Stop::default();
         let denied = authorizer.authorize(ConnectionId(1), conn("good"), &cut).err().expect("denied");
         assert!(denied.why.contains("not-here") || denied.told.policy.as_deref() == Some("shop/not-here"));
+    }
+
+    /// A STRICT server, an exception for pods of `batch` until 2027, and a pod of `holder` at 10.0.0.3.
+    fn with_holder(holder: &str) -> String {
+        format!(
+            "mesh: {{mtls: STRICT}}
+localPods:
+- {{uid: p, name: server, namespace: shop, serviceAccount: server, netns: /run/netns/p, addresses: [10.0.0.1]}}
+workloads:
+- {{uid: p, name: server, namespace: shop, serviceAccount: server, workloadIps: [10.0.0.1], protocol: HBONE}}
+- {{uid: q, name: jobs, namespace: {holder}, serviceAccount: jobs, workloadIps: [10.0.0.3], protocol: TCP}}
+resources:
+- apiVersion: underpass.io/v1alpha1
+  kind: PlaintextException
+  metadata: {{name: batch, namespace: shop}}
+  spec: {{from: [{{namespaces: [batch]}}], ports: [80], reason: r, until: 2027-01-01T00:00:00Z}}
+"
+        )
+    }
+
+    #[tokio::test]
+    async fn plaintext_that_rests_on_an_exception_ends_when_it_lapses_or_the_address_is_anothers() {
+        let time = Arc::new(Mutex::new(time::OffsetDateTime::from_unix_timestamp(1_798_761_599).unwrap()));
+        let system = Arc::clone(&time);
+        let store = Store::with_clock(move || *system.lock().unwrap());
+        let publish = |holder: &str| store.publish(parse(&with_holder(holder)).expect("a valid mesh").state);
+        publish("batch");
+        let authorizer = authorizer(&store);
+        let cut = Stop::default();
+        tokio::spawn(Arc::clone(&authorizer).review(CancellationToken::new()));
+        let from = |store: &Store, ip: [u8; 4]| {
+            let conn = Conn::new(None, IpAddr::from(ip), IpAddr::from([10, 0, 0, 1]), 80);
+            let at_source = at_source(&store.current(), &conn);
+            Conn { at_source, ..conn }
+        };
+        let jobs = |id| authorizer.authorize(ConnectionId(id), from(&store, [10, 0, 0, 3]), &cut);
+        let permit = jobs(1).expect("the exception admits it");
+        let name = "PlaintextException.underpass.io/shop/batch";
+        assert_eq!(permit.exception().map(|name| &**name), Some(name));
+        let nobody = authorizer.authorize(ConnectionId(2), from(&store, [10, 0, 0, 4]), &cut).err();
+        assert_eq!(nobody.expect("nobody is known there").told.reason, "strict_mtls");
+        tokio::task::yield_now().await;
+
+        publish("batch");
+        tokio::task::yield_now().await;
+        assert!(futures::poll!(std::pin::pin!(permit.stop().ended())).is_pending(), "nothing has changed");
+        publish("other");
+        assert_eq!(permit.stop().ended().await, Cause::PolicyRevoked);
+        assert!(jobs(3).is_err(), "another pod has the address");
+
+        publish("batch");
+        let permit = jobs(4).expect("it has it back");
+        tokio::task::yield_now().await;
+        *time.lock().unwrap() += std::time::Duration::from_secs(1);
+        store.lapse();
+        assert_eq!(permit.stop().ended().await, Cause::PolicyRevoked);
+        assert!(jobs(5).is_err(), "it has lapsed");
     }
 
     /// Forbids, or is the only one to allow, requests whose path begins with `/admin`.

@@ -1,6 +1,7 @@
 //! A plaintext connection from outside to one of our pods, which the kernel steered here because a
 //! policy must see it: authorized without an identity → delivered → recorded.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::net::TcpStream;
@@ -29,9 +30,12 @@ pub async fn serve(pod: Arc<PodProxy>, stream: TcpStream) {
         workload: snapshot.workload_of(&pod.enrolled.pod).cloned(),
         identity: Some(pod.enrolled.pod.identity.clone()),
     });
+    let known = snapshot.known_at(captured.client.ip()).cloned();
     drop(snapshot);
     let Captured { stream, client, destination, record } = captured;
-    let end = judged(&pod, stream, client, AppAddr(destination.0), &record).await;
+    let app = destination.0;
+    let conn = Conn { at_source: known, ..Conn::new(None, client.ip(), app.ip(), app.port()) };
+    let end = judged(&pod, stream, client, conn, &record).await;
     record.finish(end.cause, end.detail);
 }
 
@@ -39,10 +43,10 @@ async fn judged(
     pod: &Arc<PodProxy>,
     stream: TcpStream,
     client: crate::model::ClientAddr,
-    app: AppAddr,
+    conn: Conn,
     record: &Record,
 ) -> End {
-    let conn = Conn::new(None, client.ip(), app.ip(), app.port());
+    let app = AppAddr(SocketAddr::new(conn.destination_ip, conn.destination_port));
     pod.authorizer.note(&conn, record);
     let permit = match pod.authorizer.authorize(record.id(), conn, &pod.enrolled.cut) {
         Ok(permit) => permit,
@@ -55,13 +59,16 @@ async fn judged(
     if let Some(policy) = permit.policy() {
         record.set_policy(Arc::clone(policy));
     }
+    if let Some(exception) = permit.exception() {
+        record.set_exception(Arc::clone(exception));
+    }
     let upstream = match while_wanted(&stream, permit.stop(), pod.deliver_as(app, client)).await {
         Ok(Ok(upstream)) => upstream,
         Ok(Err(e)) => return End::refused(stream, dial_cause(&e), e.to_string()),
         Err((cause, why)) => return End::refused(stream, cause, why),
     };
     record.established();
-    pod.node.telemetry.plaintext_admitted();
+    pod.node.telemetry.plaintext_admitted(permit.exception());
     match permit.requests() {
         Some(judge) if judge.binding() => {
             let (client, told) = (http::Socket::new(stream), permit.stop().child());

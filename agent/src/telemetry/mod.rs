@@ -196,9 +196,12 @@ impl Telemetry {
         self.inner.metrics.certificates.watch(Box::new(samples));
     }
 
-    /// A plaintext connection that policy let the agent deliver.
-    pub fn plaintext_admitted(&self) {
+    /// A plaintext connection that policy let the agent deliver, and the exception that it rests on.
+    pub fn plaintext_admitted(&self, exception: Option<&Arc<str>>) {
         self.inner.metrics.policy.plaintext_admitted("agent");
+        if let Some(exception) = exception {
+            self.inner.metrics.policy.plaintext_excepted(exception);
+        }
     }
 
     /// Where the state of policy is asked for at every scrape. The first one given counts.

@@ -216,6 +216,11 @@ impl Record {
         RequestTeller { telemetry: self.telemetry.clone(), live: Arc::clone(&self.live) }
     }
 
+    /// The exception by which it comes in plaintext where mutual TLS is asked for.
+    pub fn set_exception(&self, name: impl Into<Arc<str>>) {
+        lock(&self.live.facts).exception = Some(name.into());
+    }
+
     /// What both ends' lines of one connection have in common.
     pub fn set_trace(&self, id: u128) {
         lock(&self.live.facts).trace = Some(id);
@@ -310,6 +315,7 @@ struct Facts {
     request_denial: Option<Denial>,
     by_request: bool,
     audit: Option<String>,
+    exception: Option<Arc<str>>,
     trace: Option<u128>,
     mtls: bool,
     established: bool,
@@ -449,6 +455,7 @@ impl Live {
             phase: facts.phase,
             dry_run: facts.dry_run.as_deref(),
             audit: facts.audit.as_deref(),
+            exception: facts.exception.as_deref(),
             trace: facts.trace,
             established: facts.established,
             sent: self.counts.sent.load(Ordering::Relaxed),

@@ -66,7 +66,7 @@ fn kinds(world: &World<'_>, found: &mut Findings) {
                         | "HTTPRoute"
                         | "HTTPLocalRateLimitPolicy"
                 )
-                | (own::GROUP, "Enforcement")
+                | (own::GROUP, "Enforcement" | "PlaintextException")
         );
         if !ours {
             let message = format!("nothing is done with a {} of {}", object.kind, object.group);

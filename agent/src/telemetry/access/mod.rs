@@ -45,6 +45,7 @@ pub(super) struct Line<'a> {
     pub(super) phase: Option<&'static str>,
     pub(super) dry_run: Option<&'a str>,
     pub(super) audit: Option<&'a str>,
+    pub(super) exception: Option<&'a str>,
     pub(super) trace: Option<u128>,
     pub(super) established: bool,
     /// Client to server.
@@ -150,6 +151,9 @@ fn write(line: &Line<'_>, to: &mut impl Sink) {
     }
     if let Some(matching) = line.audit {
         to.string("audit", matching);
+    }
+    if let Some(exception) = line.exception {
+        to.string("exception", exception);
     }
     to.string("cause", line.cause.as_str());
     if let Some(detail) = line.detail {

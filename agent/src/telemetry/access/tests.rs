@@ -31,6 +31,7 @@ fn formatted<'a>(format: Format, change: impl FnOnce(&mut Line<'a>)) -> String {
         phase: None,
         dry_run: None,
         audit: None,
+        exception: None,
         trace: Some(0x0123_4567_89ab_cdef),
         established: true,
         sent: 11,
@@ -242,6 +243,7 @@ fn the_page_lists_every_field() {
     documented.sort_unstable();
     let whole = json(|line| {
         (line.cause, line.detail) = (Cause::TlsFailed, Some("why"));
+        line.exception = Some("PlaintextException.underpass.io/shop/batch");
         (line.phase, line.dry_run) = (Some("observe"), Some("denied"));
         (line.rule, line.reason, line.audit) = (Some(2), Some("deny_matched"), Some("shop/seen#0"));
     });

@@ -68,6 +68,8 @@ pub const CATALOGUE: &[MetricInfo] = &[
     observed::ROWS,
     observed::LEFT_OUT,
     policy::PLAINTEXT_ADMITTED,
+    policy::PLAINTEXT_EXCEPTED,
+    policy::EXCEPTION_LAPSES,
     policy::PLAINTEXT_DROPPED,
     policy::DEFECTS,
     own::PODS,

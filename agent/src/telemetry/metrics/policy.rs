@@ -44,6 +44,16 @@ pub(super) const PLAINTEXT_ADMITTED: MetricInfo = counter(
     &["by"],
     "Plaintext connections from outside that reached an application: by the agent as they began, by the kernel, which asked nobody, as they closed",
 );
+pub(super) const PLAINTEXT_EXCEPTED: MetricInfo = counter(
+    "underpass_plaintext_excepted_total",
+    &["exception"],
+    "Of these, connections that only an exception let through where mutual TLS is asked for, by exception; from the 257th on `other`",
+);
+pub(super) const EXCEPTION_LAPSES: MetricInfo = gauge(
+    "underpass_exception_lapses_seconds",
+    &[],
+    "Seconds until the next exception from mutual TLS lapses; absent where none is in force",
+);
 pub(super) const PLAINTEXT_DROPPED: MetricInfo = counter(
     "underpass_plaintext_dropped_total",
     &[],
@@ -63,6 +73,8 @@ pub struct PolicySample {
     pub invalid: usize,
     pub unsupported: usize,
     pub dangling: usize,
+    /// Seconds until the next exception lapses; none where none is in force.
+    pub next_lapse: Option<i64>,
 }
 
 type Sample = Box<dyn Fn() -> PolicySample + Send + Sync>;
@@ -75,7 +87,10 @@ pub(in crate::telemetry) struct PolicyMetrics {
     dry_run_requests: IntCounterVec,
     audited_requests: IntCounterVec,
     plaintext_admitted: IntCounterVec,
+    plaintext_excepted: IntCounterVec,
     plaintext_dropped: IntCounter,
+    /// Without labels, but it can be absent.
+    exception_lapses: IntGaugeVec,
     defects: IntGaugeVec,
     /// The resources that have a label of their own.
     named: Mutex<HashSet<Arc<str>>>,
@@ -92,6 +107,8 @@ impl PolicyMetrics {
             dry_run_requests: register(registry, counters(&DRY_RUN_REQUESTS)?)?,
             audited_requests: register(registry, counters(&AUDITED_REQUESTS)?)?,
             plaintext_admitted: register(registry, counters(&PLAINTEXT_ADMITTED)?)?,
+            plaintext_excepted: register(registry, counters(&PLAINTEXT_EXCEPTED)?)?,
+            exception_lapses: register(registry, gauges(&EXCEPTION_LAPSES)?)?,
             plaintext_dropped: register(registry, IntCounter::with_opts(opts(&PLAINTEXT_DROPPED))?)?,
             defects: register(registry, gauges(&DEFECTS)?)?,
             named: Mutex::default(),
@@ -134,9 +151,17 @@ impl PolicyMetrics {
         self.plaintext_admitted.with_label_values(&[by]).inc();
     }
 
+    pub(in crate::telemetry) fn plaintext_excepted(&self, exception: &Arc<str>) {
+        self.plaintext_excepted.with_label_values(&[self.label(exception)]).inc();
+    }
+
     pub(super) fn at_scrape(&self) {
         let Some(sample) = self.sample.get().map(|sample| sample()) else { return };
         self.plaintext_dropped.inc_by(sample.plaintext_dropped.saturating_sub(self.plaintext_dropped.get()));
+        self.exception_lapses.reset();
+        if let Some(seconds) = sample.next_lapse {
+            self.exception_lapses.with_label_values::<&str>(&[]).set(seconds);
+        }
         for (kind, count) in
             [("invalid", sample.invalid), ("unsupported", sample.unsupported), ("dangling", sample.dangling)]
         {

@@ -304,8 +304,8 @@ fn the_catalogue_is_what_is_rendered() {
     judged.set_hbone_addr("10.0.2.9:8080".parse().unwrap());
     judged.requests().denied(&denial);
     judged.finish(Cause::PolicyDenied, None);
-    telemetry.plaintext_admitted();
-    telemetry.watch_policy(PolicySample::default);
+    telemetry.plaintext_admitted(Some(&"n/except".into()));
+    telemetry.watch_policy(|| PolicySample { next_lapse: Some(60), ..PolicySample::default() });
     let took = Duration::from_millis(3);
     telemetry.certificate(&CertificateAttempt { took, failed: Some("deadline"), is_renewal: true });
     telemetry.watch_certificates(everything);
