@@ -1,6 +1,7 @@
 //! Kubernetes objects as the API server stores them, before anybody has understood what they say.
 
 use std::collections::{BTreeMap, HashSet};
+use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -132,6 +133,27 @@ impl LabelSelector {
     pub fn selects(&self, labels: &BTreeMap<Arc<str>, Arc<str>>) -> bool {
         self.match_labels.iter().all(|(key, value)| labels.get(key) == Some(value))
             && self.match_expressions.iter().all(|requirement| requirement.holds(labels))
+    }
+}
+
+impl fmt::Display for LabelSelector {
+    /// `app=web, tier in (a, b), !old`, as kubectl takes it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let labels = self.match_labels.iter().map(|(key, value)| format!("{key}={value}"));
+        let parts = labels.chain(self.match_expressions.iter().map(ToString::to_string));
+        f.write_str(&parts.collect::<Vec<_>>().join(", "))
+    }
+}
+
+impl fmt::Display for LabelRequirement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (key, values) = (&self.key, self.values.join(", "));
+        match self.operator {
+            LabelOperator::In => write!(f, "{key} in ({values})"),
+            LabelOperator::NotIn => write!(f, "{key} notin ({values})"),
+            LabelOperator::Exists => write!(f, "{key}"),
+            LabelOperator::DoesNotExist => write!(f, "!{key}"),
+        }
     }
 }
 

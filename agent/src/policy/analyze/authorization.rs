@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::super::{Object, istio};
-use super::world::{World, labels, match_labels};
+use super::world::{World, match_labels};
 use super::{Findings, codes, rules};
 use crate::model::Workload;
 
@@ -27,7 +27,7 @@ fn reach(world: &World<'_>, policy: &Object, found: &mut Findings) {
     match match_labels(&policy.spec) {
         Some(selector) => {
             let place = if world.is_root(namespace) { "the mesh" } else { &**namespace };
-            let message = format!("no pod of {place} has the labels {}", labels(&selector));
+            let message = format!("no pod of {place} has the labels {selector}");
             found.add(&codes::SELECTS_NOTHING, policy, "spec.selector", message);
         }
         None => {

@@ -114,6 +114,12 @@ codes! {
         "require a MeshTLSAuthentication or a NetworkAuthentication";
     UNAUTHENTICATED = "UP0603" Info "Clients without identity are admitted",
         "require meshTLS once every client is of the mesh";
+    LAPSED = "UP0604" Warning "A PlaintextException that has lapsed: it admits nobody any more",
+        "delete it; if its clients still need plaintext, set spec.until later";
+    LAPSES_SOON = "UP0605" Warning "A PlaintextException that lapses within 14 days",
+        "move its clients into the mesh, or set spec.until later";
+    NEEDLESS = "UP0606" Info "A PlaintextException where mutual TLS is not asked for",
+        "delete it, unless STRICT is to come";
 
     OBSERVED = "UP0701" Warning "An Enforcement in the phase Observe: policy refuses nothing at the pods that it is for",
         "see what would be refused with underpass migrate report, then turn to Permissive or Enforce";

@@ -5,6 +5,7 @@ mod authorization;
 mod codes;
 mod conflicts;
 mod contradiction;
+mod exceptions;
 mod linkerd;
 mod peers;
 mod phases;
@@ -127,6 +128,7 @@ pub fn analyze<'a>(set: &PolicySet, pods: impl IntoIterator<Item = &'a Arc<Workl
     peers::look(&world, &mut found);
     phases::look(&world, &mut found);
     linkerd::look(&world, &mut found);
+    exceptions::look(&world, &mut found);
     conflicts::look(&world, &mut found);
     let mut findings = found.0;
     findings.sort();

@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 
 use super::super::object::LabelSelector;
 use super::super::{Object, istio};
-use super::world::{World, declared, is_undeclared, labels, match_labels, name, some};
+use super::world::{World, declared, is_undeclared, match_labels, name, some};
 use super::{Findings, Named, codes};
 use crate::model::Workload;
 
@@ -85,7 +85,7 @@ fn reach(world: &World<'_>, peer: &Peer<'_>, found: &mut Findings) {
     let pods = selected(world, peer);
     match &peer.selector {
         Some(selector) if pods.is_empty() => {
-            let message = format!("no pod of {namespace} has the labels {}", labels(selector));
+            let message = format!("no pod of {namespace} has the labels {selector}");
             found.add(&codes::SELECTS_NOTHING, peer.object, "spec.selector", message);
         }
         None if pods.is_empty() => {

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use super::super::{MtlsDefaults, Resources, Settings};
 use super::*;
@@ -41,6 +43,7 @@ fn report(resources: &[Value], pods: Vec<Workload>) -> Report {
     let resources = Resources::new(&objects, Settings::new(TrustDomain::cluster_local()));
     let resources = Arc::new(Resources { replaced, ..resources });
     let set = PolicySet::default().next([], MtlsDefaults::default(), Some(resources));
+    let set = set.at(OffsetDateTime::parse("2027-01-01T00:00:00Z", &Rfc3339).unwrap());
     let pods: Vec<_> = pods.into_iter().map(Arc::new).collect();
     analyze(&set, &pods)
 }
@@ -108,7 +111,45 @@ fn cases() -> Vec<Case> {
     cases.extend(of_peers());
     cases.extend(of_phases());
     cases.extend(of_conflicts(&web));
+    cases.extend(of_exceptions());
     cases
+}
+
+fn of_exceptions() -> Vec<Case> {
+    let until = |until: &str| {
+        let spec =
+            json!({"from": [{"namespaces": ["dev"]}], "ports": [5432], "reason": "old", "until": until});
+        object("underpass.io/v1alpha1", "PlaintextException", "shop", "e", selecting("db", spec))
+    };
+    let with = |field: &str, value: Value| {
+        let mut exception = until("2028-01-01T00:00:00Z");
+        exception["spec"][field] = value;
+        exception
+    };
+    let strict = || peer("shop", "p", OLD, tls("STRICT"));
+    vec![
+        ("UP0604", vec![until("2027-01-01T00:00:00Z")], "e spec.until", vec![until("2027-01-01T00:00:01Z")]),
+        (
+            "UP0605",
+            vec![until("2027-01-15T00:00:00Z")],
+            "e spec.until",
+            vec![until("2027-01-15T00:00:01Z"), until("2026-12-31T00:00:00Z")],
+        ),
+        ("UP0606", vec![until("2028-01-01T00:00:00Z")], "e ", vec![until("2028-01-01T00:00:00Z"), strict()]),
+        (
+            "UP0201",
+            vec![strict(), with("selector", json!({"matchLabels": {"app": "gone"}}))],
+            "e spec.selector",
+            vec![strict(), until("2028-01-01T00:00:00Z")],
+        ),
+        (
+            "UP0302",
+            vec![strict(), with("ports", json!([5433]))],
+            "e spec.ports",
+            vec![strict(), until("2028-01-01T00:00:00Z")],
+        ),
+        ("UP0101", vec![with("until", json!("never"))], "e spec.until", vec![until("2028-01-01T00:00:00Z")]),
+    ]
 }
 
 fn of_defects(web: &dyn Fn() -> Value) -> Vec<Case> {

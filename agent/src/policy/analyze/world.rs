@@ -144,9 +144,3 @@ pub(super) fn match_labels(spec: &Value) -> Option<LabelSelector> {
     };
     (!selector.match_labels.is_empty()).then_some(selector)
 }
-
-/// `app=web, version=v1`
-pub(super) fn labels(selector: &LabelSelector) -> String {
-    let pairs: Vec<_> = selector.match_labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
-    pairs.join(", ")
-}
