@@ -29,6 +29,7 @@ pub(super) fn state(sources: &Arc<Sources>) -> Router {
         .route("/config", get(|s: Shared| json(s, |s| s.config.clone())))
         .route("/analyze", get(|s: Shared| json(s, |s| s.store.current().analyze())))
         .route("/phases", get(|s: Shared| json(s, |s| s.store.current().phases())))
+        .route("/exceptions", get(|s: Shared| json(s, Sources::exceptions)))
         .route("/why", post(why))
         .route("/log", get(log_filter).put(set_log_filter))
         .route("/metrics", get(metrics_text))

@@ -11,6 +11,7 @@ use super::views::{
 };
 use crate::bpf::Kernel;
 use crate::certs::{CertView, TrustView};
+use crate::discovery::exceptions::Listed;
 use crate::discovery::{Snapshot, Store};
 use crate::lifecycle::{Readiness, Shutdown};
 use crate::model::workload::Health;
@@ -116,6 +117,10 @@ impl Sources {
         let mut all: Vec<_> = self.store.current().policies().iter().cloned().collect();
         all.sort_by_key(|policy| policy.key());
         all
+    }
+
+    pub(super) fn exceptions(&self) -> Vec<Listed> {
+        self.store.current().listed_exceptions_at(self.store.now())
     }
 
     pub(super) fn pods(&self) -> Vec<PodView> {

@@ -266,8 +266,8 @@ fn cause(verdict: &Verdict) -> &'static str {
 #[derive(Debug)]
 pub struct Offline {
     pods: Vec<Arc<Workload>>,
-    set: PolicySet,
-    resources: Arc<Resources>,
+    pub(super) set: PolicySet,
+    pub(super) resources: Arc<Resources>,
 }
 
 impl Offline {

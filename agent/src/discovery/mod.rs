@@ -6,6 +6,7 @@
 
 pub mod ask;
 mod endpoints;
+pub mod exceptions;
 pub mod file;
 mod kernel;
 pub mod lapse;

@@ -1,5 +1,6 @@
 //! `underpass migrate`: moving workloads into the mesh without refusing what works today.
 
+mod exceptions;
 mod gather;
 mod judge;
 mod report;
@@ -24,6 +25,8 @@ pub(super) enum MigrateCommand {
     Rollback(Box<rollback::RollbackArgs>),
     /// Print AuthorizationPolicies for a namespace that admit what was observed in mutual TLS, and nobody else
     Suggest(suggest::SuggestArgs),
+    /// List who may stay in plaintext, to what, why, and until when
+    Exceptions(Box<exceptions::ExceptionsArgs>),
 }
 
 pub(super) fn run(command: &MigrateCommand) -> anyhow::Result<Answer> {
@@ -32,5 +35,6 @@ pub(super) fn run(command: &MigrateCommand) -> anyhow::Result<Answer> {
         MigrateCommand::Status(args) => status::run(args),
         MigrateCommand::Rollback(args) => rollback::run(args),
         MigrateCommand::Suggest(args) => suggest::run(args),
+        MigrateCommand::Exceptions(args) => exceptions::run(args),
     }
 }
