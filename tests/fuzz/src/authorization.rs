@@ -65,17 +65,14 @@ fn admits(policy: &Authorization, conn: &Conn) -> bool {
 
 fn fits(m: &Match, conn: &Conn) -> bool {
     let id = conn.source.as_ref();
-    let namespace = id.map(SpiffeId::namespace).unwrap_or_default();
+    let namespace = id.and_then(SpiffeId::namespace).unwrap_or_default();
     let principal = id.map(|id| id.to_string().replacen("spiffe://", "", 1));
     let name = |value: &StringMatch| text(value).then(|| is(value, namespace));
     let whole =
         |value: &StringMatch| text(value).then(|| principal.as_ref().is_some_and(|p| is_named(value, p)));
     let account = |value: &ServiceAccountMatch| {
-        (!value.namespace.is_empty() && !value.service_account.is_empty()).then(|| {
-            id.is_some_and(|id| {
-                id.namespace() == value.namespace && id.service_account() == value.service_account
-            })
-        })
+        (!value.namespace.is_empty() && !value.service_account.is_empty())
+            .then(|| id.is_some_and(|id| id.account() == Some((&*value.namespace, &*value.service_account))))
     };
     let source = |value: &Address| holds(value, conn.source_ip);
     let destination = |value: &Address| holds(value, conn.destination_ip);

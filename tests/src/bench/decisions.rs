@@ -8,10 +8,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use underpass::model::workload::WorkloadMtls;
+use serde_json::{Value, json};
+use underpass::model::workload::{PodFacts, WorkloadMtls};
 use underpass::policy::{
-    Action, Compiled, Conn, Group, Kind, Match, MtlsDefaults, PathMatch, Policy, PolicySet, Request, Rule,
-    Scope, ServiceAccount, StringMatch, Subject,
+    Action, Compiled, Conn, Group, Kind, Match, MtlsDefaults, Object, PathMatch, Policy, PolicySet, Request,
+    Resources, Rule, Scope, ServiceAccount, Settings, StringMatch, Subject,
 };
 
 use super::cost;
@@ -29,6 +30,9 @@ type Differing = fn(usize) -> Match;
 
 /// So many rules that differ so.
 type Policies = fn(usize, Differing) -> Vec<Policy>;
+
+/// So many of Linkerd's resources, beside a Server.
+type Objects = fn(usize) -> Vec<Value>;
 
 const KINDS: &[(&str, Differing)] = &[
     ("principals", |n| Match { principals: vec![exact(format!("td/ns/n{n}/sa/a"))], ..Match::default() }),
@@ -56,11 +60,63 @@ const KINDS: &[(&str, Differing)] = &[
 const SHAPES: [(&str, Policies); 3] =
     [("rules of one policy", rules), ("policies that apply", applying), ("policies of others", others)];
 
-/// Every shape of every kind.
-fn rows() -> impl Iterator<Item = (&'static str, Policies, &'static str, Differing)> {
-    let of =
-        |(shape, policies)| KINDS.iter().map(move |(kind, differing)| (shape, policies, *kind, *differing));
-    SHAPES.into_iter().flat_map(of)
+const LINKERD: &[(&str, Objects)] = &[
+    ("routes, by path", |n| {
+        (0..n).map(|n| route(n, json!({"path": {"type": "Exact", "value": format!("/p{n}")}}))).collect()
+    }),
+    ("routes, by prefix", |n| {
+        (0..n).map(|n| route(n, json!({"path": {"value": format!("/p{n}/")}}))).collect()
+    }),
+    ("routes, by header", |n| {
+        let header = |n| json!({"headers": [{"name": "x-team", "value": format!("t{n}")}]});
+        (0..n).map(|n| route(n, header(n))).collect()
+    }),
+    ("routes and their authorizations", |n| {
+        let one = |n| [route(n, json!({"path": {"value": format!("/p{n}")}})), admit("HTTPRoute", n)];
+        (0..n).flat_map(one).collect()
+    }),
+    ("authorizations of a Server, by account", |n| (0..n).map(|n| admit("Server", n)).collect()),
+    ("identities of one authorization", |n| {
+        let name = |n| format!("a{n}.shop.serviceaccount.identity.linkerd.td");
+        let identities: Vec<_> = (0..n).map(name).collect();
+        authentication("MeshTLSAuthentication", json!({"identities": identities}))
+    }),
+    ("networks of one authorization", |n| {
+        let cidr = |n: usize| json!({"cidr": format!("172.{}.{}.0/24", 16 + n / 256, n % 256)});
+        let networks: Vec<_> = (0..n).map(cidr).collect();
+        authentication("NetworkAuthentication", json!({"networks": networks}))
+    }),
+    ("Servers and authorizations of others", |n| {
+        let one = |n: usize| {
+            [server(), admit("Server", n)].map(|mut object| {
+                object["metadata"]["namespace"] = json!(format!("n{n}"));
+                object
+            })
+        };
+        (0..n).flat_map(one).collect()
+    }),
+];
+
+/// What is measured, by the number of what it is made of.
+struct Row {
+    name: String,
+    of: Box<dyn Fn(usize) -> State>,
+}
+
+/// Every shape of every kind, and Linkerd's.
+fn rows() -> Vec<Row> {
+    let linkerd = LINKERD.iter().map(|(kind, objects)| Row {
+        name: format!("of Linkerd's {kind}"),
+        of: Box::new(|n| State::Objects(read(objects(n)))),
+    });
+    SHAPES.into_iter().flat_map(of_every_kind).chain(linkerd).collect()
+}
+
+fn of_every_kind((shape, policies): (&'static str, Policies)) -> impl Iterator<Item = Row> {
+    KINDS.iter().map(move |(kind, differing)| Row {
+        name: format!("{shape}, by {kind}"),
+        of: Box::new(move |n| State::Policies(policies(n, *differing))),
+    })
 }
 
 /// Runs everything. The answer is a markdown table.
@@ -76,23 +132,24 @@ pub fn run() -> Result<String> {
          | | {FEW} | {MANY} | ratio | bytes each | compiling {MANY} | one of them changed |\n|---|---|---|---|---|---|---|",
         cost::all_cpus().len()
     );
-    for (at, (shape, policies, kind, differing)) in rows().enumerate() {
-        eprintln!("{shape}, {kind}");
-        let row = row(policies, differing, grown(at)? / MANY as u64);
-        let _ = writeln!(table, "| {MANY} {shape}, by {kind} |{row}");
+    for (at, row) in rows().iter().enumerate() {
+        eprintln!("{}", row.name);
+        let measured = row.measure(grown(at)? / MANY as u64);
+        let _ = writeln!(table, "| {MANY} {} |{measured}", row.name);
     }
     Ok(table)
 }
 
-/// By how many bytes this process grows when it compiles a row's policies. Only a fresh one tells: what another row
-/// has freed stays a process's.
+/// By how many bytes this process grows when it compiles what a row is made of. Only a fresh one tells: what another
+/// row has freed stays a process's.
 ///
 /// # Errors
 /// There is no such row, or what the process takes up could not be read.
 pub fn footprint(row: usize) -> Result<u64> {
-    let (_, policies, _, differing) = rows().nth(row).context("there is no such row")?;
+    let rows = rows();
+    let row = rows.get(row).context("there is no such row")?;
     let before = resident()?;
-    let kept = compile(policies(MANY, differing), &PolicySet::default());
+    let kept = compile((row.of)(MANY), &PolicySet::default());
     let grown = resident()?.saturating_sub(before);
     drop(kept);
     Ok(1024 * grown)
@@ -107,42 +164,71 @@ fn grown(row: usize) -> Result<u64> {
         .with_context(|| format!("a fresh process said {text:?} and ended with {}", said.status))
 }
 
-fn row(policies: Policies, differing: Differing, bytes: u64) -> String {
-    let written = policies(MANY, differing);
-    let begun = Instant::now();
-    let (set, many) = compile(written, &PolicySet::default());
-    let compiling = begun.elapsed();
-    let mut changed = policies(MANY, differing);
-    if let Some(policy) = changed.first_mut() {
-        policy.groups.push(Group::default());
-    }
-    let begun = Instant::now();
-    let kept = compile(changed, &set);
-    let change = begun.elapsed();
-    drop(kept);
-    let (_set, few) = compile(policies(FEW, differing), &PolicySet::default());
-    let (mut of_few, mut of_many, mut ratios) = (vec![], vec![], vec![]);
-    for _ in 0..ROUNDS {
-        let (few, many) = (decisions(&few), decisions(&many));
-        of_few.push(few);
-        of_many.push(many);
-        ratios.push(many / few);
-    }
-    let middle = |values: &[f64]| median(values).unwrap_or_default();
-    format!(
-        " {:.0} ns | {:.0} ns | {:.2} | {bytes} | {:.1} ms | {:.1} ms |",
-        middle(&of_few),
-        middle(&of_many),
-        middle(&ratios),
-        compiling.as_secs_f64() * 1e3,
-        change.as_secs_f64() * 1e3
-    )
+/// What decisions are made of.
+enum State {
+    Policies(Vec<Policy>),
+    Objects(Vec<Arc<Object>>),
 }
 
-fn compile(policies: Vec<Policy>, before: &PolicySet) -> (PolicySet, Compiled) {
-    let set = before.next(policies, MtlsDefaults::default(), None);
+impl State {
+    /// With one thing in it that is another.
+    fn changed(mut self) -> Self {
+        match &mut self {
+            Self::Policies(policies) => {
+                policies.first_mut().into_iter().for_each(|policy| policy.groups.push(Group::default()));
+            }
+            Self::Objects(objects) => drop(objects.pop()),
+        }
+        self
+    }
+}
+
+impl Row {
+    fn measure(&self, bytes: u64) -> String {
+        let of = &self.of;
+        let all = of(MANY);
+        let begun = Instant::now();
+        let (set, many) = compile(all, &PolicySet::default());
+        let compiling = begun.elapsed();
+        let changed = of(MANY).changed();
+        let begun = Instant::now();
+        let kept = compile(changed, &set);
+        let change = begun.elapsed();
+        drop(kept);
+        let (_set, few) = compile(of(FEW), &PolicySet::default());
+        let (mut of_few, mut of_many, mut ratios) = (vec![], vec![], vec![]);
+        for _ in 0..ROUNDS {
+            let (few, many) = (decisions(&few), decisions(&many));
+            of_few.push(few);
+            of_many.push(many);
+            ratios.push(many / few);
+        }
+        let middle = |values: &[f64]| median(values).unwrap_or_default();
+        format!(
+            " {:.0} ns | {:.0} ns | {:.2} | {bytes} | {:.1} ms | {:.1} ms |",
+            middle(&of_few),
+            middle(&of_many),
+            middle(&ratios),
+            compiling.as_secs_f64() * 1e3,
+            change.as_secs_f64() * 1e3
+        )
+    }
+}
+
+fn compile(state: State, before: &PolicySet) -> (PolicySet, Compiled) {
+    let set = match state {
+        State::Policies(policies) => before.next(policies, MtlsDefaults::default(), None),
+        State::Objects(objects) => {
+            let settings = Settings::new("td".parse().expect("a trust domain"));
+            let resources = before.resources().map(|resources| &**resources);
+            let resources = Resources::after(resources, &objects, settings);
+            before.next([], MtlsDefaults::default(), Some(Arc::new(resources)))
+        }
+    };
     let named: [Arc<str>; 0] = [];
-    let compiled = set.compile(&Subject::named("own", &named, &WorkloadMtls::default()));
+    let facts = PodFacts::default();
+    let mtls = WorkloadMtls::default();
+    let compiled = set.compile(&Subject { namespace: "own", policies: &named, mtls: &mtls, facts: &facts });
     (set, compiled)
 }
 
@@ -179,6 +265,46 @@ fn others(n: usize, differing: Differing) -> Vec<Policy> {
         policy(&namespace, &format!("p{n}"), vec![group(differing(n))])
     };
     (0..n).map(one).collect()
+}
+
+/// As if from a cluster; with a Server in front of them.
+fn read(objects: Vec<Value>) -> Vec<Arc<Object>> {
+    let objects = std::iter::once(server()).chain(objects);
+    objects.map(|object| Arc::new(Object::read(object).expect("an object"))).collect()
+}
+
+fn object(api: &str, kind: &str, name: &str, spec: Value) -> Value {
+    json!({"apiVersion": api, "kind": kind, "metadata": {"namespace": "own", "name": name}, "spec": spec})
+}
+
+fn server() -> Value {
+    object("policy.linkerd.io/v1beta3", "Server", "s", json!({"podSelector": {}, "port": 8080}))
+}
+
+fn route(n: usize, matches: Value) -> Value {
+    let parents = json!([{"group": "policy.linkerd.io", "kind": "Server", "name": "s"}]);
+    let spec = json!({"parentRefs": parents, "rules": [{"matches": [matches]}]});
+    object("policy.linkerd.io/v1beta3", "HTTPRoute", &format!("r{n}"), spec)
+}
+
+/// Admits one account to the Server, or to a route.
+fn admit(kind: &str, n: usize) -> Value {
+    let name = if kind == "Server" { "s".to_string() } else { format!("r{n}") };
+    let target = json!({"group": "policy.linkerd.io", "kind": kind, "name": name});
+    let required = json!([{"kind": "ServiceAccount", "name": format!("a{n}")}]);
+    policy_of_linkerd(&format!("p{n}"), target, required)
+}
+
+/// Admits to the Server whom this authenticates.
+fn authentication(kind: &str, spec: Value) -> Vec<Value> {
+    let required = json!([{"group": "policy.linkerd.io", "kind": kind, "name": "x"}]);
+    let target = json!({"group": "policy.linkerd.io", "kind": "Server", "name": "s"});
+    vec![object("policy.linkerd.io/v1alpha1", kind, "x", spec), policy_of_linkerd("p", target, required)]
+}
+
+fn policy_of_linkerd(name: &str, target: Value, required: Value) -> Value {
+    let spec = json!({"targetRef": target, "requiredAuthenticationRefs": required});
+    object("policy.linkerd.io/v1alpha1", "AuthorizationPolicy", name, spec)
 }
 
 fn policy(namespace: &str, name: &str, groups: Vec<Group>) -> Policy {

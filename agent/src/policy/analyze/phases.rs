@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::super::object::LabelSelector;
 use super::super::own::{self, Phase};
 use super::super::{Object, Subject};
-use super::world::{World, labels, name, some};
+use super::world::{World, name, some};
 use super::{Findings, codes};
 use crate::model::{MtlsMode, Workload};
 
@@ -81,7 +81,7 @@ fn reach(world: &World<'_>, object: &Object, selector: Option<&LabelSelector>, f
     }
     match selector {
         Some(selector) if !pods.any(|pod| selector.selects(&pod.facts.labels)) => {
-            let message = format!("no pod of {namespace} has the labels {}", labels(selector));
+            let message = format!("no pod of {namespace} has the labels {selector}");
             found.add(&codes::SELECTS_NOTHING, object, "spec.selector", message);
         }
         None if !world.is_root(namespace) && pods.next().is_none() => {
