@@ -62,10 +62,13 @@ pub(super) fn version(bytes: &[u8]) -> Option<Result<Version, NotHttp>> {
     // RFC 9112, 2.2: empty lines ahead of a request are to be ignored.
     let start = bytes.iter().position(|b| !matches!(b, b'\r' | b'\n')).unwrap_or(bytes.len());
     let line = &bytes[start..];
+    let line = &line[..line.len().min(MAX_LINE)];
+    // How the bytes are cut must not make a difference: what no longer can be a request's is none, whatever follows.
     match line.iter().position(|b| *b == b'\n') {
-        Some(end) if is_request_line(line[..end].trim_ascii_end()) => Some(Ok(Version::Http1)),
+        _ if start > MAX_EMPTY => Some(Err(NotHttp::Other)),
+        Some(end) if is_request_line(&line[..end]) => Some(Ok(Version::Http1)),
         Some(_) => Some(Err(NotHttp::Other)),
-        None if start > MAX_EMPTY || !may_be_request_line(line) => Some(Err(NotHttp::Other)),
+        None if !may_be_request_line(line) => Some(Err(NotHttp::Other)),
         // Too long for a request line or not: whoever reads the whole request says so to the client.
         None if line.len() >= MAX_LINE => Some(Ok(Version::Http1)),
         None => None,
@@ -78,6 +81,8 @@ const MAX_METHOD: usize = 64;
 const MAX_EMPTY: usize = 8;
 
 fn is_request_line(line: &[u8]) -> bool {
+    let end = line.iter().rposition(|b| !matches!(b, b' ' | b'\r')).map_or(0, |last| last + 1);
+    let line = &line[..end];
     let version = line.rsplit(|b| *b == b' ').next().unwrap_or_default();
     may_be_request_line(line) && line.len() > version.len() && version.starts_with(b"HTTP/")
 }
@@ -100,7 +105,7 @@ mod tests {
     #[test]
     fn the_first_bytes_tell_and_no_more_of_them_than_needed() {
         let long = [&b"GET /"[..], &[b'a'; MAX_LINE]].concat();
-        let table: [(&[u8], Option<Option<Version>>); 24] = [
+        let table: [(&[u8], Option<Option<Version>>); 26] = [
             (b"", None),
             (b"P", None),
             (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r", None),
@@ -112,6 +117,8 @@ mod tests {
             (b"GET / HTTP/1.0\n", Some(Some(Version::Http1))),
             (b"\r\nGET / HTTP/1.1\r\n", Some(Some(Version::Http1))),
             (b"\r\n\r\n\r\n\r\n\r\n\r\n", Some(None)),
+            (b"\r\n\r\n\r\n\r\n\r\nGET / HTTP/1.1\r\n", Some(None)),
+            (b"GET / HTTP/1.1\x0c\r\n", Some(None)),
             (b"FROBNICATE http://a/ HTTP/1.1\r\n", Some(Some(Version::Http1))),
             (&long, Some(Some(Version::Http1))),
             (b"GET key\r\n", Some(None)),

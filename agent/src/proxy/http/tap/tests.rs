@@ -112,6 +112,8 @@ fn every_request_is_heard_whatever_lies_between() {
         ("\x16\x03\x01\x02\0", &["stream"]),
         ("EHLO mail\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n", &["stream"]),
         ("GET", &["stream"]),
+        ("GET / HTTP/1.1\x0c\r\nHost: x\r\n\r\n", &["stream"]),
+        ("\r\n\r\n\r\n\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n", &["stream"]),
     ] {
         hears(said.as_bytes(), expected);
     }
