@@ -417,10 +417,7 @@ fn watch_policy(telemetry: &Telemetry, kernel: &Arc<dyn Kernel>, store: &Store) 
     telemetry.watch_policy(move || {
         let (snapshot, now) = (store.current(), store.now());
         let next_lapse = snapshot.exceptions().map(|one| one.until).filter(|until| *until > now).min();
-        let count = |kind| {
-            let resources = snapshot.policies().resources();
-            resources.map_or(0, |all| all.defects().filter(|defect| defect.kind == kind).count())
-        };
+        let count = |kind| snapshot.policies().defects().filter(|defect| defect.kind == kind).count();
         PolicySample {
             // A map that cannot be read shows at once elsewhere.
             plaintext_dropped: kernel.plaintext_dropped().unwrap_or_default(),

@@ -325,6 +325,10 @@ fn broken(w: &mut Office) -> Result<()> {
     let defects = w.why("bob", APP)?["defects"].to_string();
     ensure!(w.counted("underpass_policy_defects", &["kind=\"invalid\"".into()])? == 1.0, "not counted");
     ensure!(defects.contains("192.0.2.0/33") && defects.contains("ipBlocks"), "not told: {defects}");
+    let status = w.cluster.n2.cli(&["status"])?;
+    let told = String::from_utf8_lossy(&status.stdout).into_owned();
+    let line = told.lines().find(|line| line.starts_with("Policy:")).unwrap_or_default();
+    ensure!(line.contains("security.istio.io/default/far-bob") && line.contains("192.0.2.0/33"), "{told}");
 
     // Where it allows, it admits nobody: not those either whom another value names.
     let ip = w.cluster.ip("guest", false);

@@ -44,6 +44,8 @@ impl Sources {
     pub(super) fn status(&self) -> Status {
         let (snapshot, pods) = (self.store.current(), self.pods.load());
         let pending = self.readiness.pending();
+        let mut policy_defects: Vec<_> = snapshot.policies().defects().cloned().collect();
+        policy_defects.sort();
         Status {
             version: env!("CARGO_PKG_VERSION"),
             instance: self.instance.clone(),
@@ -64,6 +66,7 @@ impl Sources {
             pods: count(&pods),
             connections: self.telemetry.connection_count(),
             findings: self.findings(&pods),
+            policy_defects,
         }
     }
 

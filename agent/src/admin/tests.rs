@@ -8,10 +8,10 @@ use crate::lifecycle::{Readiness, Shutdown};
 use crate::model::workload::Health;
 use crate::model::{
     Cause, ClientAddr, ConnectionId, Direction, LocalPod, NetnsCookie, OriginalDst, PodUid, Service,
-    SpiffeId, Workload,
+    SpiffeId, TrustDomain, Workload,
 };
 use crate::pods::{PodState, Table};
-use crate::policy::{Action, Kind, Policy, Scope};
+use crate::policy::{Action, Kind, Object, Policy, Resources, Scope, Settings, wire};
 use crate::telemetry::{Opened, Record, Telemetry, TelemetryConfig, process};
 use arc_swap::ArcSwap;
 use serde_json::{Value, json};
@@ -268,6 +268,53 @@ async fn state_as_json_over_the_socket() {
     record.finish(Cause::Closed, None);
     assert_eq!(get_json(&agent, "/connections").await, json!([]));
     assert_eq!(get(&agent, "/nothing").await.0, 404);
+}
+
+#[tokio::test]
+async fn status_tells_of_policies_that_are_not_taken_as_they_stand() {
+    let agent = agent().await;
+    assert_eq!(get_json(&agent, "/status").await["policy_defects"], json!([]));
+
+    let object = |name: &str, spec: Value| {
+        let object = json!({
+            "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
+            "metadata": { "name": name, "namespace": "shop" }, "spec": spec,
+        });
+        Arc::new(Object::read(object).unwrap())
+    };
+    let objects = [
+        object(
+            "jwt",
+            json!({ "rules": [{ "when": [{ "key": "request.auth.claims[iss]", "values": ["x"] }] }] }),
+        ),
+        object("ext", json!({ "action": "CUSTOM", "provider": { "name": "x" }, "rules": [{}] })),
+        object("sound", json!({})),
+    ];
+    let domain: TrustDomain = "cluster.local".parse().unwrap();
+    let resources = Resources::new(&objects, Settings::new(domain.clone()));
+    let sent = wire::read("shop/sent", &[0xff]);
+    agent.sources.store.publish(State {
+        policies: vec![sent.policy],
+        policy_defects: sent.defects,
+        resources: Some(Arc::new(resources)),
+        ..State::empty(domain)
+    });
+    let status = get_json(&agent, "/status").await;
+    let all = status["policy_defects"].as_array().unwrap();
+    let told: Vec<_> = all
+        .iter()
+        .map(|one| ["kind", "namespace", "name"].map(|key| one["resource"][key].as_str().unwrap()).join("/"))
+        .collect();
+    const ISTIO: &str = "AuthorizationPolicy.security.istio.io";
+    assert_eq!(
+        told,
+        ["Authorization/shop/sent".into(), format!("{ISTIO}/shop/ext"), format!("{ISTIO}/shop/jwt")]
+    );
+    assert_eq!((&all[1]["field"], &all[1]["kind"]), (&json!("spec.action"), &json!("unsupported")));
+    for (one, holds) in all.iter().zip(["is denied", "is denied", "admits nobody"]) {
+        let message = one["message"].as_str().unwrap();
+        assert!(message.ends_with(holds), "{message}");
+    }
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::bpf::CaptureMode;
 use crate::lifecycle::Pending;
 use crate::model::{LocalPod, PodUid, Service, SpiffeId, Workload};
-use crate::policy::EffectiveMtls;
+use crate::policy::{Defect, EffectiveMtls};
 
 /// The agent at a glance.
 #[derive(Clone, Debug, Serialize)]
@@ -31,6 +31,8 @@ pub struct Status {
     pub connections: usize,
     /// Rows in the kernel's maps that belong to no pod, pods that have no row, or why nobody could look.
     pub findings: Vec<String>,
+    /// What of the mesh's policies cannot be taken as it stands, and what holds instead; by resource and field.
+    pub policy_defects: Vec<Defect>,
 }
 
 #[derive(Clone, Debug, Serialize)]

@@ -86,7 +86,26 @@ pub(super) fn page(status: &Value) -> String {
     for finding in list(status, "/findings") {
         line("Finding", text(finding, ""));
     }
+    let defects = list(status, "/policy_defects");
+    for defect in defects.iter().take(MANY) {
+        line("Policy", told(defect));
+    }
+    if defects.len() > MANY {
+        let more = format!("and {} more; `underpass analyze --live` lists them all", defects.len() - MANY);
+        line("Policy", more);
+    }
     out
+}
+
+/// Of policies that cannot be taken as they stand.
+const MANY: usize = 10;
+
+/// As [`crate::policy::ResourceRef`] is written: the group tells two kinds of one name apart.
+fn told(defect: &Value) -> String {
+    let of = |key: &str| text(defect, &format!("/resource/{key}"));
+    let field = text(defect, "/field");
+    let colon = if field.is_empty() { "" } else { ": " };
+    format!("{}/{}/{}{colon}{field}: {}", of("kind"), of("namespace"), of("name"), text(defect, "/message"))
 }
 
 fn list<'a>(value: &'a Value, pointer: &str) -> &'a [Value] {

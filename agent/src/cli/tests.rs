@@ -209,6 +209,10 @@ fn a_status_page() {
         "source": { "name": "file", "accepted": "2026-08-22T09:31:00Z", "refused": "mesh.yaml:3: name: missing" },
         "pods": { "enrolled": 2, "refused": 1, "leaving": 0 }, "connections": 9,
         "findings": ["pod shop/x is not enrolled: no such namespace"],
+        "policy_defects": [{
+            "resource": { "kind": "AuthorizationPolicy.security.istio.io", "namespace": "shop", "name": "ext" },
+            "field": "spec.action", "kind": "unsupported", "message": "nobody can be asked; it denies\u{1b}[2J",
+        }],
     });
     assert_eq!(
         status::page(&status),
@@ -224,8 +228,27 @@ Refused edit: mesh.yaml:3: name: missing
 Pods:         2 enrolled, 1 refused, 0 leaving
 Connections:  9
 Finding:      pod shop/x is not enrolled: no such namespace
+Policy:       AuthorizationPolicy.security.istio.io/shop/ext: spec.action: nobody can be asked; it denies\\u{1b}[2J
 "
     );
+}
+
+#[test]
+fn a_status_page_has_the_first_of_many_policies_that_are_not_as_written() {
+    let defect = |n: usize| {
+        json!({
+            "resource": { "kind": "Server.policy.linkerd.io", "namespace": "shop", "name": format!("s{n:02}") },
+            "field": "", "kind": "invalid", "message": "no",
+        })
+    };
+    let of = |many: usize| {
+        let page = status::page(&json!({ "policy_defects": (0..many).map(defect).collect::<Vec<_>>() }));
+        page.lines().filter(|line| line.starts_with("Policy:")).map(ToOwned::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(of(10).last().unwrap(), "Policy:       Server.policy.linkerd.io/shop/s09: no");
+    let of_more = of(12);
+    assert_eq!(of_more.len(), 11);
+    assert_eq!(of_more[10], "Policy:       and 2 more; `underpass analyze --live` lists them all");
 }
 
 #[test]

@@ -178,7 +178,9 @@ impl Word {
 }
 
 impl Question {
-    pub fn answer(&self, policy: &Compiled, resources: Option<&Resources>) -> Answer {
+    /// `policy` is what `set` says of the pod that is called.
+    pub fn answer(&self, policy: &Compiled, set: &PolicySet) -> Answer {
+        let resources = set.resources();
         let request = self.request.as_ref().map(AskedRequest::as_request);
         let Explanation { verdict, considered } = policy.explain(&self.conn, request.as_ref());
         let dry_run = policy.with_dry_run_policies(&self.conn, request.as_ref());
@@ -211,7 +213,7 @@ impl Question {
             to: format!("{}/{}", self.to.namespace, self.to.name),
             port: self.conn.destination_port,
             mtls: Mtls { mode, level: level.to_string(), resource: by.map(ToString::to_string) },
-            defects: defects(&policies, resources),
+            defects: defects(&policies, set),
             policies: policies.iter().filter_map(|one| serde_json::to_value(one).ok()).collect(),
             decided_by: match &verdict {
                 Verdict::Allow { by } => by.iter().map(ToString::to_string).collect(),
@@ -245,11 +247,10 @@ fn other(resource: ResourceRef, note: String) -> Considered {
     }
 }
 
-/// Those of the resources that were considered.
-fn defects(policies: &[Considered], resources: Option<&Resources>) -> Vec<String> {
+/// Those of the policies that were considered.
+fn defects(policies: &[Considered], set: &PolicySet) -> Vec<String> {
     let considered = |defect: &&Defect| policies.iter().any(|policy| *policy.resource == defect.resource);
-    let all = resources.iter().flat_map(|resources| resources.defects());
-    all.filter(considered).map(|d| format!("{}: {}: {}", d.resource, d.field, d.message)).collect()
+    set.defects().filter(considered).map(|d| format!("{}: {}: {}", d.resource, d.field, d.message)).collect()
 }
 
 fn cause(verdict: &Verdict) -> &'static str {
@@ -290,7 +291,7 @@ impl Offline {
     pub fn answer(&self, asked: &Asked) -> Result<Answer, AskError> {
         let question = asked.resolve(self, self.resources.settings.path_normalization)?;
         let policy = self.set.compile(&Subject::from(&*question.to));
-        Ok(question.answer(&policy, Some(&self.resources)))
+        Ok(question.answer(&policy, &self.set))
     }
 
     /// What is amiss in the policies.
@@ -322,8 +323,7 @@ impl Snapshot {
     pub fn answer(&self, asked: &Asked) -> Result<Answer, AskError> {
         let normalization = self.policies().resources().map(|r| r.settings.path_normalization);
         let question = asked.resolve(self, normalization.unwrap_or_default())?;
-        let resources = self.policies().resources().map(|resources| &**resources);
-        Ok(question.answer(&self.policies_for(&question.to), resources))
+        Ok(question.answer(&self.policies_for(&question.to), self.policies()))
     }
 
     /// What is amiss in the policies.

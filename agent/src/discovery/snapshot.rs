@@ -219,6 +219,7 @@ impl Snapshot {
 
     /// What comes after this one, `now` or later. What is the same in both is not compiled again.
     pub fn next(&self, state: State, now: OffsetDateTime) -> Self {
+        let policies = self.policies.next(state.policies, state.mtls, state.resources);
         let mut snapshot = Self {
             revision: self.revision + 1,
             trust_domain: Some(state.trust_domain),
@@ -226,7 +227,7 @@ impl Snapshot {
             range_table: state.ranges.iter().copied().collect(),
             ranges: state.ranges.into_iter().map(cidr::canonical).collect(),
             unknown: state.unknown,
-            policies: self.policies.next(state.policies, state.mtls, state.resources).at(now),
+            policies: policies.with_sent_defects(state.policy_defects).at(now),
             ..Self::unsynced()
         };
         snapshot.add_workloads(state.workloads, self);

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{LocalPod, Service, TrustDomain, Workload};
-use crate::policy::{MtlsDefaults, Policy, Resources};
+use crate::policy::{Defect, MtlsDefaults, Policy, Resources};
 
 /// Everything, each time: what is not in it is gone.
 #[derive(Clone, Debug)]
@@ -21,6 +21,8 @@ pub struct State {
     pub workloads: Vec<Workload>,
     pub services: Vec<Service>,
     pub policies: Vec<Policy>,
+    /// What of these could not be taken as it was sent.
+    pub policy_defects: Vec<Defect>,
     /// Both dialects' resources, where the source has them.
     pub resources: Option<Arc<Resources>>,
     /// The pods of this node that are to be meshed.
@@ -39,6 +41,7 @@ impl State {
             workloads: Vec::new(),
             services: Vec::new(),
             policies: Vec::new(),
+            policy_defects: Vec::new(),
             resources: None,
             local_pods: Vec::new(),
         }

@@ -14,6 +14,7 @@ use super::matcher::Matcher;
 use super::mtls::{EffectiveMtls, MtlsDefaults};
 use super::own::{Exception, Exceptions};
 use super::resources::Resources;
+use super::resource::Defect;
 use super::rule_list::RuleList;
 use super::rules::{Action, Policy, Scope};
 
@@ -26,6 +27,8 @@ pub struct PolicySet {
     mtls: MtlsDefaults,
     resources: Option<Arc<Resources>>,
     /// What exceptions are judged by; none is in force where it is not known.
+    /// What of the others could not be taken as it was sent.
+    sent_defects: Arc<[Defect]>,
     now: Option<OffsetDateTime>,
     /// Of the resources, by `namespace/name`.
     istio: HashMap<Arc<str>, Arc<Entry>>,
@@ -79,6 +82,11 @@ impl PolicySet {
     }
 
     /// The same policies at another moment.
+    /// The same policies, and what of those in the wire form could not be taken as it was sent.
+    pub fn with_sent_defects(self, defects: Vec<Defect>) -> Self {
+        Self { sent_defects: defects.into(), ..self }
+    }
+
     pub fn at(&self, now: OffsetDateTime) -> Self {
         Self {
             by_key: self.by_key.clone(),
@@ -87,6 +95,7 @@ impl PolicySet {
             mtls: self.mtls.clone(),
             resources: self.resources.clone(),
             now: Some(now),
+            sent_defects: self.sent_defects.clone(),
             istio: self.istio.clone(),
             lists: self.lists.in_use(),
         }
@@ -103,6 +112,12 @@ impl PolicySet {
     }
 
     /// [`PolicySet::compile`]; the previous one itself where nothing of it has changed.
+    /// What of all policies, in whichever form they came, could not be taken as it stands.
+    pub fn defects(&self) -> impl Iterator<Item = &Defect> {
+        let resources = self.resources.iter().flat_map(|resources| resources.defects());
+        resources.chain(self.sent_defects.iter())
+    }
+
     pub fn recompile(&self, subject: &Subject<'_>, previous: Option<&Arc<Compiled>>) -> Arc<Compiled> {
         let compiled = self.compile(subject);
         match previous {

@@ -19,7 +19,7 @@ pub(super) fn look(world: &World<'_>, found: &mut Findings) {
 
 fn defects(world: &World<'_>, found: &mut Findings) {
     let resources = &world.resources;
-    for defect in resources.defects() {
+    for defect in world.set.defects() {
         add(defect, (&defect.resource).into(), found);
     }
     for pod in &world.pods {

@@ -45,6 +45,7 @@ pub(super) fn convert(document: Document, before: Option<&Resources>) -> Convert
         workloads,
         services,
         policies,
+        policy_defects: Vec::new(),
         resources: Some(Arc::new(resources)),
         local_pods,
     };
