@@ -188,9 +188,10 @@ impl Question {
         let enforced =
             (in_phase.phase != Phase::Enforce).then(|| policy.enforced(&self.conn, request.as_ref()));
         let subject = Subject::from(&*self.to);
-        let mut policies: Vec<Considered> = considered;
-        let left = resources.iter().flat_map(|resources| resources.istio.left_to_others(&subject));
         let port = self.conn.destination_port;
+        let mut policies: Vec<Considered> = set.peer_authentications(&subject, port);
+        policies.extend(considered);
+        let left = resources.iter().flat_map(|resources| resources.istio.left_to_others(&subject));
         policies.extend(resources.iter().flat_map(|resources| resources.linkerd.passed_over(&subject, port)));
         policies.extend(left.map(|(resource, target)| left_to(resource, &target, &subject)));
         if self.conn.source.is_none() {

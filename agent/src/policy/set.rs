@@ -9,12 +9,13 @@ use crate::model::Workload;
 use crate::model::workload::{PodFacts, WorkloadMtls};
 
 use super::compiled::{Block, Compiled};
+use super::explain::Considered;
 use super::istio::MtlsSources;
 use super::matcher::Matcher;
 use super::mtls::{EffectiveMtls, MtlsDefaults};
 use super::own::{Exception, Exceptions};
-use super::resources::Resources;
 use super::resource::Defect;
+use super::resources::Resources;
 use super::rule_list::RuleList;
 use super::rules::{Action, Policy, Scope};
 
@@ -26,9 +27,9 @@ pub struct PolicySet {
     by_namespace: HashMap<Arc<str>, Vec<Arc<Entry>>>,
     mtls: MtlsDefaults,
     resources: Option<Arc<Resources>>,
-    /// What exceptions are judged by; none is in force where it is not known.
     /// What of the others could not be taken as it was sent.
     sent_defects: Arc<[Defect]>,
+    /// What exceptions are judged by; none is in force where it is not known.
     now: Option<OffsetDateTime>,
     /// Of the resources, by `namespace/name`.
     istio: HashMap<Arc<str>, Arc<Entry>>,
@@ -81,12 +82,12 @@ impl PolicySet {
         set
     }
 
-    /// The same policies at another moment.
     /// The same policies, and what of those in the wire form could not be taken as it was sent.
     pub fn with_sent_defects(self, defects: Vec<Defect>) -> Self {
         Self { sent_defects: defects.into(), ..self }
     }
 
+    /// The same policies at another moment.
     pub fn at(&self, now: OffsetDateTime) -> Self {
         Self {
             by_key: self.by_key.clone(),
@@ -94,8 +95,8 @@ impl PolicySet {
             by_namespace: self.by_namespace.clone(),
             mtls: self.mtls.clone(),
             resources: self.resources.clone(),
-            now: Some(now),
             sent_defects: self.sent_defects.clone(),
+            now: Some(now),
             istio: self.istio.clone(),
             lists: self.lists.in_use(),
         }
@@ -111,13 +112,13 @@ impl PolicySet {
         self.resources.as_ref()
     }
 
-    /// [`PolicySet::compile`]; the previous one itself where nothing of it has changed.
     /// What of all policies, in whichever form they came, could not be taken as it stands.
     pub fn defects(&self) -> impl Iterator<Item = &Defect> {
         let resources = self.resources.iter().flat_map(|resources| resources.defects());
         resources.chain(self.sent_defects.iter())
     }
 
+    /// [`PolicySet::compile`]; the previous one itself where nothing of it has changed.
     pub fn recompile(&self, subject: &Subject<'_>, previous: Option<&Arc<Compiled>>) -> Arc<Compiled> {
         let compiled = self.compile(subject);
         match previous {
@@ -158,6 +159,13 @@ impl PolicySet {
             Some(resources) => resources.istio.mtls(subject, &mtls),
             None => (mtls, MtlsSources::default()),
         }
+    }
+
+    /// The PeerAuthentications that are for `subject`, each with what it says of the port and whether it decides.
+    pub fn peer_authentications(&self, subject: &Subject<'_>, port: u16) -> Vec<Considered> {
+        let Some(resources) = &self.resources else { return Vec::new() };
+        let default = self.mtls.resolve(subject.namespace, subject.mtls);
+        resources.istio.peer_authentications(subject, &default, port)
     }
 
     /// Mutual TLS, stance and names, without any rule.

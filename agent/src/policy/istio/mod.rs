@@ -16,7 +16,7 @@ use serde_json::Value;
 use crate::model::MtlsMode;
 
 use super::mtls::EffectiveMtls;
-use super::{Defect, Object, Policy, ResourceRef, Settings, Subject};
+use super::{Considered, Defect, Object, Policy, ResourceRef, Settings, Subject};
 use authorization::Authorization;
 use peer::PeerAuthentication;
 
@@ -76,10 +76,25 @@ impl Istio {
     /// Whether mutual TLS is asked of connections to a pod: of each port, of the workload, of its namespace, of
     /// the mesh, whichever says so first; `default` where none does.
     pub fn mtls(&self, subject: &Subject<'_>, default: &EffectiveMtls) -> (EffectiveMtls, MtlsSources) {
-        let none = Vec::new();
-        let root = self.peers.get(&self.root_namespace).unwrap_or(&none);
-        let own = self.peers.get(subject.namespace).unwrap_or(&none);
-        peer::resolve(root, own, *subject.namespace == *self.root_namespace, subject, default)
+        let (root, own, is_root) = self.peers_for(subject);
+        peer::resolve(root, own, is_root, subject, default)
+    }
+
+    /// The PeerAuthentications that are for a pod, those that do not decide about its port among them.
+    pub fn peer_authentications(
+        &self,
+        subject: &Subject<'_>,
+        default: &EffectiveMtls,
+        port: u16,
+    ) -> Vec<Considered> {
+        let (root, own, is_root) = self.peers_for(subject);
+        peer::considered(root, own, is_root, subject, default, port)
+    }
+
+    /// The root namespace's, its namespace's, and whether that is the same.
+    fn peers_for(&self, subject: &Subject<'_>) -> (&[PeerAuthentication], &[PeerAuthentication], bool) {
+        let of = |namespace: &str| self.peers.get(namespace).map_or(&[][..], Vec::as_slice);
+        (of(&self.root_namespace), of(subject.namespace), *subject.namespace == *self.root_namespace)
     }
 
     /// Every AuthorizationPolicy, whatever it applies to, in no particular order.

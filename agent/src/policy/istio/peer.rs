@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 use super::{Labels, mode, selector, selects};
 use crate::model::MtlsMode;
 use crate::policy::mtls::{EffectiveMtls, MtlsOrigin};
-use crate::policy::{Defect, DefectKind, Kind, Object, ResourceRef, Subject};
+use crate::policy::{Considered, Defect, DefectKind, Kind, Object, ResourceRef, Subject};
 
 #[derive(Debug)]
 pub(super) struct PeerAuthentication {
@@ -37,29 +37,88 @@ pub(super) fn resolve(
     subject: &Subject<'_>,
     default: &EffectiveMtls,
 ) -> (EffectiveMtls, MtlsSources) {
-    let whole = |list: &'_ [PeerAuthentication]| list.iter().position(|peer| peer.selector.is_none());
-    let mesh = whole(root).map(|at| &root[at]);
-    let namespace = if is_root { None } else { whole(own).map(|at| &own[at]) };
-    // One with a selector in the root namespace is ignored, as Istio's reference says.
-    let workload = own.iter().find(|peer| !is_root && peer.selects(subject));
     let mut mtls = default.clone();
     let mut sources = MtlsSources::default();
-    let levels =
-        [(mesh, MtlsOrigin::Mesh), (namespace, MtlsOrigin::Namespace), (workload, MtlsOrigin::Workload)];
-    for (peer, origin) in levels {
-        if let Some(peer) = peer
+    let levels = levels(root, own, is_root, subject);
+    for (origin, peers) in &levels {
+        if let Some(peer) = peers.first()
             && let Some(mode) = peer.mode
         {
-            (mtls.mode, mtls.origin) = (mode, origin);
+            (mtls.mode, mtls.origin) = (mode, *origin);
             sources.mode = Some(peer.resource.clone());
         }
     }
-    if let Some(workload) = workload.filter(|workload| !workload.ports.is_empty()) {
+    let [.., (_, workload)] = &levels;
+    if let Some(workload) = workload.first().filter(|workload| !workload.ports.is_empty()) {
         let own = mtls.mode;
         mtls.ports.extend(workload.ports.iter().map(|(port, mode)| (*port, mode.unwrap_or(own))));
         sources.ports = Some(workload.resource.clone());
     }
     (mtls, sources)
+}
+
+/// Everything that is for a pod, level by level from the mesh's down, in each the one that holds first.
+fn levels<'a>(
+    root: &'a [PeerAuthentication],
+    own: &'a [PeerAuthentication],
+    is_root: bool,
+    subject: &Subject<'_>,
+) -> [(MtlsOrigin, Vec<&'a PeerAuthentication>); 3] {
+    // One with a selector in the root namespace is ignored, as Istio's reference says.
+    let own = if is_root { &[] } else { own };
+    let whole = |list: &'a [PeerAuthentication]| list.iter().filter(|peer| peer.selector.is_none()).collect();
+    let selecting = own.iter().filter(|peer| peer.selects(subject)).collect();
+    [(MtlsOrigin::Mesh, whole(root)), (MtlsOrigin::Namespace, whole(own)), (MtlsOrigin::Workload, selecting)]
+}
+
+/// What each says of one port of a pod, and why it decides or does not. Both lists are sorted by age.
+pub(super) fn considered(
+    root: &[PeerAuthentication],
+    own: &[PeerAuthentication],
+    is_root: bool,
+    subject: &Subject<'_>,
+    default: &EffectiveMtls,
+    port: u16,
+) -> Vec<Considered> {
+    let (mtls, sources) = resolve(root, own, is_root, subject, default);
+    let levels = levels(root, own, is_root, subject);
+    let (mode, origin) = mtls.on_port(port);
+    let sets_port = |peer: &&&PeerAuthentication| peer.ports.contains_key(&port);
+    let decides = match origin {
+        MtlsOrigin::Port => levels[2].1.first().filter(sets_port).map(|peer| &peer.resource),
+        _ => sources.mode.as_ref(),
+    };
+    let mut all = Vec::new();
+    for (level, peers) in &levels {
+        for peer in peers {
+            let matched = decides == Some(&peer.resource);
+            let why = match (decides, peers.first()) {
+                _ if matched => "it decides".to_owned(),
+                (_, Some(oldest)) if oldest.resource != peer.resource => {
+                    format!("an older one at this level holds, {}", oldest.resource)
+                }
+                _ if peer.mode.is_none() => "it leaves the mode to the level above".to_owned(),
+                (Some(other), _) => format!("a more specific one decides, {other}"),
+                (None, _) => "what is said of the port itself decides".to_owned(),
+            };
+            let (level, own) = if matched { (origin, Some(mode)) } else { (*level, peer.mode) };
+            all.push(peer.considered(matched, format!("of the {level}, {}: {why}", word(own))));
+        }
+    }
+    let ignored = root.iter().filter(|peer| peer.selects(subject));
+    all.extend(ignored.map(|peer| {
+        let why = "a selector in the root namespace is for nobody";
+        peer.considered(false, format!("of the workload, {}: {why}", word(peer.mode)))
+    }));
+    all
+}
+
+fn word(mode: Option<MtlsMode>) -> &'static str {
+    match mode {
+        Some(MtlsMode::Strict) => "STRICT",
+        Some(MtlsMode::Permissive) => "PERMISSIVE",
+        None => "UNSET",
+    }
 }
 
 impl PeerAuthentication {
@@ -131,6 +190,11 @@ impl PeerAuthentication {
 
     pub fn age(&self) -> (Option<OffsetDateTime>, &str) {
         (self.created, &self.resource.name)
+    }
+
+    fn considered(&self, matched: bool, note: String) -> Considered {
+        let resource = self.resource.clone();
+        Considered { resource, action: None, dry_run: false, matched, rules: Vec::new(), note: Some(note) }
     }
 
     fn selects(&self, subject: &Subject<'_>) -> bool {

@@ -307,6 +307,71 @@ fn ports_are_the_selected_workloads() {
     assert_eq!(at(whole, 8080), strict);
 }
 
+/// Each with whether it decides about the port, and why.
+fn peers(istio: &Istio, namespace: &str, own: &WorkloadMtls, port: u16) -> Vec<(String, bool, String)> {
+    let facts = facts("web");
+    let subject = Subject { facts: &facts, ..Subject::named(namespace, &[], own) };
+    let all = istio
+        .peer_authentications(&subject, &MtlsDefaults::default().resolve(namespace, own), port)
+        .into_iter();
+    all.map(|one| (one.resource.name.to_string(), one.matched, one.note.unwrap_or_default())).collect()
+}
+
+#[test]
+fn every_peer_authentication_of_a_pod_is_told_of_with_what_became_of_it() {
+    const SHOP: &str = "PeerAuthentication.security.istio.io/shop";
+    let set = |mode: &str| json!({"mtls": {"mode": mode}});
+    let web = |mode: &str| json!({"selector": {"matchLabels": {"app": "web"}}, "mtls": {"mode": mode}});
+    let mut by_port = web("PERMISSIVE");
+    by_port["portLevelMtls"] = json!({"8080": {"mode": "STRICT"}});
+    let objects = [
+        peer("istio-system", "mesh", OLD, set("STRICT")),
+        peer("istio-system", "web-root", OLD, web("STRICT")),
+        peer("shop", "ns", OLD, set("UNSET")),
+        peer("shop", "ns-new", NEW, set("STRICT")),
+        peer("shop", "web", OLD, by_port),
+        peer("shop", "web-new", NEW, web("DISABLE")),
+        peer(
+            "shop",
+            "db",
+            OLD,
+            json!({"selector": {"matchLabels": {"app": "db"}}, "mtls": {"mode": "STRICT"}}),
+        ),
+        peer("other", "ns", OLD, set("STRICT")),
+    ];
+    let told = |port, web: &str| {
+        let narrower = format!("a more specific one decides, {SHOP}/web");
+        let older = |which: &str| format!("an older one at this level holds, {SHOP}/{which}");
+        let all = [
+            ("mesh", false, format!("of the mesh, STRICT: {narrower}")),
+            ("ns", false, "of the namespace, UNSET: it leaves the mode to the level above".into()),
+            ("ns-new", false, format!("of the namespace, STRICT: {}", older("ns"))),
+            ("web", true, format!("of the {web}: it decides")),
+            ("web-new", false, format!("of the workload, PERMISSIVE: {}", older("web"))),
+            (
+                "web-root",
+                false,
+                "of the workload, STRICT: a selector in the root namespace is for nobody".into(),
+            ),
+        ];
+        let all = all.map(|(name, decides, note): (_, _, String)| (name.to_owned(), decides, note));
+        assert_eq!(peers(&istio(&objects), "shop", &WorkloadMtls::default(), port), all);
+    };
+    told(80, "workload, PERMISSIVE");
+    told(8080, "port, STRICT");
+}
+
+#[test]
+fn a_peer_authentication_does_not_decide_where_the_source_sets_the_port() {
+    let own = WorkloadMtls { ports: [(80, MtlsMode::Permissive)].into(), ..WorkloadMtls::default() };
+    let objects = [peer("shop", "ns", OLD, json!({"mtls": {"mode": "STRICT"}}))];
+    let (_, decides, note) = peers(&istio(&objects), "shop", &own, 80).remove(0);
+    assert!(!decides);
+    assert_eq!(note, "of the namespace, STRICT: what is said of the port itself decides");
+    assert!(peers(&istio(&objects), "shop", &own, 81)[0].1);
+    assert_eq!(peers(&istio(&objects), "other", &own, 80), []);
+}
+
 #[test]
 fn a_principal_of_one_of_the_meshs_names_is_one_of_all() {
     let domain = |name: &str| name.parse::<TrustDomain>().unwrap();
