@@ -51,6 +51,13 @@ pub enum HierarchyError {
         .path.display()
     )]
     Rotating { path: PathBuf, root: String },
+    #[error(
+        "{} is for the trust domain {stated}, and --trust-domain says {asked}: leave --trust-domain out to renew it, or name the secret of the other domain",
+        .path.display()
+    )]
+    OtherDomain { path: PathBuf, stated: TrustDomain, asked: TrustDomain },
+    #[error("{} {why}, so nobody says which trust domain is meant: name it by --trust-domain", .path.display())]
+    NoDomain { path: PathBuf, why: String },
     #[error("a node's name is 1 to 253 of letters, digits, '.', '-' and '_', not {0:?}")]
     NodeName(String),
     #[error(transparent)]
@@ -222,22 +229,42 @@ pub fn make_intermediate(
 }
 
 /// The same for an authority in a secret, by one change of it. Of the secret's other keys none is touched:
-/// without its revision agents would refuse the roots that they are told.
+/// without its revision agents would refuse the roots that they are told. It is for the trust domain of the one
+/// that it replaces, which `domain` may only repeat; where that one says none, for `domain`.
 pub fn make_intermediate_in(
     root: &Path,
     secret: &Secret,
-    domain: &TrustDomain,
+    domain: Option<&TrustDomain>,
     lifetime: Duration,
     now: SystemTime,
 ) -> Result<Made, HierarchyError> {
     let (root, place) = (Root::open(root, now)?, secret.shown());
     may_sign(&root, secret.record()?.as_ref(), &place)?;
     let (held, roots) = (secret.keys()?, place.join(ROOTS));
+    let domain = domain_of(&held, &place.join(CERTIFICATE), domain)?;
     let held = held.get(ROOTS).ok_or_else(|| HierarchyError::unusable(&roots, "it is not there"))?;
     holds(held, &root, &roots)?;
-    let made = Intermediate::make(&root, domain, lifetime, now)?;
+    let made = Intermediate::make(&root, &domain, lifetime, now)?;
     secret.sign_with(&made.keys())?;
     made.view(root, &place.join(CERTIFICATE), Vec::new())
+}
+
+/// What the issuing certificate says, and the operator.
+fn domain_of(held: &Keys, path: &Path, asked: Option<&TrustDomain>) -> Result<TrustDomain, HierarchyError> {
+    let stated = match held.get(CERTIFICATE).map(|pem| stated_domain(pem)) {
+        Some(Ok(Some(stated))) => Ok(stated),
+        Some(Ok(None)) => Err("names no trust domain".to_owned()),
+        Some(Err(why)) => Err(format!("is unusable ({why})")),
+        None => Err("is not there".to_owned()),
+    };
+    match (stated, asked) {
+        (Ok(stated), Some(asked)) if stated != *asked => {
+            Err(HierarchyError::OtherDomain { path: path.to_owned(), stated, asked: asked.clone() })
+        }
+        (Ok(stated), _) => Ok(stated),
+        (Err(_), Some(asked)) => Ok(asked.clone()),
+        (Err(why), None) => Err(HierarchyError::NoDomain { path: path.to_owned(), why }),
+    }
 }
 
 fn may_sign(root: &Root, rotation: Option<&Record>, place: &Path) -> Result<(), HierarchyError> {

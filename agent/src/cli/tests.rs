@@ -44,7 +44,7 @@ fn what_may_be_typed() {
         ("underpass ca intermediate --root d --out f --trust-domain td --lifetime 90d", true),
         ("underpass ca intermediate --root d --out f", false),
         ("underpass ca intermediate --root d --out f --trust-domain TD", false),
-        ("underpass ca intermediate --root d --secret n/s", false),
+        ("underpass ca intermediate --root d --secret n/s", true),
         ("underpass ca intermediate --root d --secret n/s --kubeconfig k --trust-domain td", true),
         ("underpass ca intermediate --root d --secret n/s --out f", false),
         ("underpass ca intermediate --root d --out f --trust-domain td --kubeconfig k", false),

@@ -87,9 +87,9 @@ pub(super) struct IntermediateArgs {
     /// The way to the secret's API server, as of `underpass ca rotate`
     #[arg(long, value_name = "FILE", requires = "secret", conflicts_with = "out")]
     kubeconfig: Option<PathBuf>,
-    /// The mesh's trust domain
-    #[arg(long, value_name = "TD")]
-    trust_domain: TrustDomain,
+    /// The mesh's trust domain; with --secret what its certificate says, which this may only repeat
+    #[arg(long, value_name = "TD", required_unless_present = "secret")]
+    trust_domain: Option<TrustDomain>,
     /// How long it is valid, as 1y, 90d or 24h; its root's end comes first [default: 1y]
     #[arg(long, value_name = "TIME", value_parser = time)]
     lifetime: Option<Duration>,
@@ -154,7 +154,7 @@ fn init_all(args: &Init) -> anyhow::Result<Answer> {
 fn intermediate(args: &IntermediateArgs) -> anyhow::Result<Answer> {
     let lifetime = args.lifetime.unwrap_or(INTERMEDIATE_LIFETIME);
     let now = SystemTime::now();
-    let (root, domain) = (&args.root, &args.trust_domain);
+    let (root, domain) = (&args.root, args.trust_domain.as_ref());
     if let Some(name) = &args.secret {
         let kubeconfig = args.kubeconfig.clone().or_else(rotate::usual_kubeconfig);
         let secret = Secret::open(name, kubeconfig.as_deref())?;
@@ -162,6 +162,7 @@ fn intermediate(args: &IntermediateArgs) -> anyhow::Result<Answer> {
         return print_made(&PathBuf::from(format!("secret {name}")), &made, args.output);
     }
     let folder = args.out.as_ref().context("name the authority by --out or --secret")?;
+    let domain = domain.context("name the mesh's trust domain by --trust-domain")?;
     let made = hierarchy::make_intermediate(root, folder, domain, lifetime, now)?;
     print_made(folder, &made, args.output)
 }

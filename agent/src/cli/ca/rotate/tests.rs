@@ -246,8 +246,14 @@ fn an_intermediate_is_renewed_in_a_secret_and_nothing_else_is_touched() {
     assert!(before.contains_key("revision"));
     let make = |root: &Path| {
         let secret = Secret::open(&"istio-system/cacerts".parse().unwrap(), Some(&w.kubeconfig)).unwrap();
-        let domain = "mesh.test".parse().unwrap();
-        hierarchy::make_intermediate_in(root, &secret, &domain, INTERMEDIATE_LIFETIME, SystemTime::now())
+        let domain = "mesh.test".parse().ok();
+        hierarchy::make_intermediate_in(
+            root,
+            &secret,
+            domain.as_ref(),
+            INTERMEDIATE_LIFETIME,
+            SystemTime::now(),
+        )
     };
     make(&w.new).unwrap();
     let after = w.held().keys;
@@ -261,6 +267,53 @@ fn an_intermediate_is_renewed_in_a_secret_and_nothing_else_is_touched() {
     let withdrawn = make(&w.scratch.0.join("old")).unwrap_err().to_string();
     assert!(withdrawn.contains("does not hold the root"), "{withdrawn}");
     assert!(w.held().keys == after);
+}
+
+#[test]
+fn an_intermediate_is_renewed_for_the_trust_domain_that_its_secret_says() {
+    let w = InCluster::start("secret-domain");
+    let make = |domain: Option<&str>| {
+        let secret = Secret::open(&"istio-system/cacerts".parse().unwrap(), Some(&w.kubeconfig)).unwrap();
+        let domain = domain.map(|text| text.parse().unwrap());
+        let (root, now) = (w.scratch.0.join("old"), SystemTime::now());
+        hierarchy::make_intermediate_in(&root, &secret, domain.as_ref(), INTERMEDIATE_LIFETIME, now)
+    };
+    let domain = || hierarchy::stated_domain(&w.held().keys["ca-cert.pem"]).unwrap().unwrap().to_string();
+    let serial = || w.held().keys["ca-cert.pem"].clone();
+    let before = serial();
+    make(None).unwrap();
+    assert_eq!(domain(), "mesh.test");
+    assert!(serial() != before);
+
+    let before = serial();
+    let other = make(Some("other.test")).unwrap_err().to_string();
+    assert!(other.contains("mesh.test") && other.contains("other.test"), "{other}");
+    assert!(serial() == before, "it was changed all the same");
+
+    // Istio's own certificates may name none; a secret may be broken.
+    for (pem, told) in [
+        (Some(nameless()), "names no trust domain"),
+        (Some(b"no PEM".to_vec()), "is unusable"),
+        (None, "is not there"),
+    ] {
+        let mut data: BTreeMap<_, _> = w.held().keys.into_iter().map(|(k, v)| (k, v.to_vec())).collect();
+        match pem {
+            Some(pem) => drop(data.insert("ca-cert.pem".into(), pem)),
+            None => drop(data.remove("ca-cert.pem")),
+        }
+        let data: BTreeMap<_, _> = data.into_iter().map(|(k, v)| (k, k8s_openapi::ByteString(v))).collect();
+        w.fake.put(SECRET, json!({ "data": data }));
+        let why = make(None).unwrap_err().to_string();
+        assert!(why.contains(told) && why.contains("--trust-domain"), "{why}");
+        make(Some("mesh.test")).unwrap();
+        assert_eq!(domain(), "mesh.test");
+    }
+}
+
+/// A certificate as of another authority.
+fn nameless() -> Vec<u8> {
+    let key = rcgen::KeyPair::generate().unwrap();
+    rcgen::CertificateParams::default().self_signed(&key).unwrap().pem().into_bytes()
 }
 
 #[test]
