@@ -143,6 +143,12 @@ fn broken(w: &mut Move) -> Result<()> {
 fn rollback(w: &mut Move) -> Result<()> {
     w.turn("Enforce")?;
     w.until_open("guest", false)?;
+    w.until_open("bob", false)?;
+    let to = format!("/sa/bob gets in to default/server port {APP}: refused");
+    wait::until_true(wait::PATIENCE, "the rollback names bob, whom the agent has seen refused", || {
+        let asked = w.rollback(&["default", "--to", "Observe"]);
+        asked.is_ok_and(|asked| String::from_utf8_lossy(&asked.stderr).contains(&to))
+    })?;
     let asked = w.rollback(&["default"])?;
     let told = String::from_utf8_lossy(&asked.stderr).into_owned();
     ensure!(
@@ -154,6 +160,7 @@ fn rollback(w: &mut Move) -> Result<()> {
         "not said first: {told}"
     );
     ensure!(told.contains("--yes"), "no next step: {told}");
+    ensure!(!told.contains("/sa/bob gets in"), "the policy that keeps bob out stays: {told}");
 
     for (arguments, open) in
         [(&["default", "--yes"][..], [true, false]), (&["default", "--to", "Observe", "--yes"], [true, true])]

@@ -69,7 +69,7 @@ fn read(file: &Path) -> anyhow::Result<ObservedView> {
 }
 
 /// As the agent says it, or inside of a report.
-fn understood(mut value: Value) -> anyhow::Result<ObservedView> {
+pub(super) fn understood(mut value: Value) -> anyhow::Result<ObservedView> {
     if let Some(inside) = value.get_mut("observed").filter(|inside| inside.is_object()) {
         value = inside.take();
     }

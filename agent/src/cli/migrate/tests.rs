@@ -29,7 +29,7 @@ fn what_may_be_typed() {
 }
 
 /// One client of a port, admitted five times.
-fn seen(identity: Option<&str>, address: &str, port: u16) -> Value {
+pub(super) fn seen(identity: Option<&str>, address: &str, port: u16) -> Value {
     let id = |account: &str| format!("spiffe://cluster.local/ns/shop/sa/{account}");
     json!({
         "client": {
@@ -47,14 +47,14 @@ fn seen(identity: Option<&str>, address: &str, port: u16) -> Value {
 }
 
 /// With some of its fields otherwise.
-fn but(mut seen: Value, fields: &[(&str, Value)]) -> Value {
+pub(super) fn but(mut seen: Value, fields: &[(&str, Value)]) -> Value {
     for (pointer, value) in fields {
         *seen.pointer_mut(pointer).unwrap_or_else(|| panic!("no {pointer}")) = value.clone();
     }
     seen
 }
 
-fn server(name: &str, labels: Value, clients: Vec<Value>) -> Value {
+pub(super) fn server(name: &str, labels: Value, clients: Vec<Value>) -> Value {
     json!({
         "namespace": "shop", "name": name, "identity": format!("spiffe://cluster.local/ns/shop/sa/{name}"),
         "known": true,
@@ -63,7 +63,7 @@ fn server(name: &str, labels: Value, clients: Vec<Value>) -> Value {
     })
 }
 
-fn observed(servers: Vec<Value>) -> ObservedView {
+pub(super) fn observed(servers: Vec<Value>) -> ObservedView {
     let agent = json!({
         "node": "n1", "instance": "default", "since": "2026-08-22T09:00:00.000000Z",
         "until": "2026-08-22T10:00:00.000000Z",

@@ -1,6 +1,9 @@
 //! What is said before a phase is taken back, and the resource that does it.
 
+use serde_json::{Value, json};
+
 use super::*;
+use crate::cli::migrate::tests as seen;
 use crate::discovery::ask::Offline;
 use crate::discovery::manifest::{self, Manifest};
 use crate::model::TrustDomain;
@@ -129,6 +132,56 @@ fn what_is_printed_does_what_it_says_once_it_is_applied() {
     let phases = Offline::new(manifest(&yaml), settings()).phases();
     let phases: Vec<_> = phases.iter().map(|one| (&*one.workload, one.phase)).collect();
     assert_eq!(phases, [("db", Phase::Enforce), ("web", Phase::Observe)]);
+}
+
+/// What is said of whom the agent has seen, where `to` would be the phase.
+fn of_seen(to: Phase, name: &str, labels: Value, client: Value) -> String {
+    let more = "{apiVersion: v1, kind: Pod, metadata: {name: api-5f6d7-abcde, namespace: shop, labels: {app: api, pod-template-hash: 5f6d7}}, spec: {containers: [{name: c}]}}\n";
+    let plan = plan(more, "shop", Some(to)).unwrap();
+    observed::list(&seen::observed(vec![seen::server(name, labels, vec![client])]), &plan)
+}
+
+#[test]
+fn whoever_was_refused_and_would_get_in_is_named() {
+    const BAD: &str = "spiffe://cluster.local/ns/bad/sa/x";
+    let counts = |denied: u64| json!({"allowed": 0, "denied": denied, "unreached": 0, "open": 0});
+    let refused = |identity| seen::but(seen::seen(identity, "10.0.1.5", 80), &[("/connections", counts(3))]);
+    let web = || json!({"app": "web"});
+    let nobody = "  nobody whom this node has seen refused gets in\n";
+
+    assert_eq!(
+        of_seen(Phase::Observe, "x", web(), refused(Some(BAD))),
+        format!(
+            "  {BAD} gets in to shop/x port 80: refused 3 connections, last seen 2026-08-22T09:31:00.000001Z\n"
+        )
+    );
+    // By name too, and by what labels of a revision leave.
+    let api = || json!({"app": "api"});
+    assert!(of_seen(Phase::Observe, "web", json!({}), refused(Some(BAD))).contains("gets in to shop/web"));
+    assert!(of_seen(Phase::Observe, "api", api(), refused(Some(BAD))).contains("gets in to shop/api"));
+    // DENY is in force yet.
+    assert_eq!(of_seen(Phase::Permissive, "x", web(), refused(Some(BAD))), nobody);
+    let plain = of_seen(Phase::Permissive, "x", web(), refused(None));
+    assert!(plain.contains("10.0.1.5 in plaintext gets in to shop/x port 80"), "{plain}");
+    // Whoever was not refused gains nothing.
+    assert_eq!(of_seen(Phase::Observe, "x", web(), seen::seen(Some("client"), "10.0.1.5", 80)), nobody);
+    assert_eq!(of_seen(Phase::Observe, "x", json!({"app": "other"}), refused(Some(BAD))), nobody);
+
+    let requests = json!({"allowed": 1, "denied": 1});
+    let request = seen::but(seen::seen(Some(BAD), "10.0.1.5", 80), &[("/requests", requests)]);
+    let told = of_seen(Phase::Observe, "x", web(), request);
+    assert!(told.contains("refused 1 request,"), "{told}");
+}
+
+#[test]
+fn an_agent_without_room_or_of_another_version_is_no_agent_that_has_seen_nobody() {
+    let plan = plan("", "shop", None).unwrap();
+    let mut observed = seen::observed(vec![]);
+    observed.agents[0].left_out.denied = 7;
+    let told = observed::list(&observed, &plan);
+    assert!(told.contains("whose 7 more refused connections were is not known"), "{told}");
+    let absent = observed::told(std::path::Path::new("/nonexistent/admin.sock"), &plan);
+    assert!(absent.contains("is not known") && absent.contains("/nonexistent/admin.sock"), "{absent}");
 }
 
 #[test]
