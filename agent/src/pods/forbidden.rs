@@ -45,7 +45,7 @@ fn find_and_end(
             let known = snapshot.known_at(client.ip()).cloned();
             let conn = Conn { at_source: known, ..Conn::new(None, client.ip(), app.ip(), app.port()) };
             // What flows as bytes cannot be judged by its requests: without one, what denies counts.
-            let verdict = policy.evaluate(&conn, None);
+            let verdict = policy.unread(&conn);
             (!verdict.is_allow()).then(|| (socket.clone(), verdict))
         })
         .collect();

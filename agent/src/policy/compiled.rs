@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::model::{MtlsMode, SpiffeId};
 
-use super::linkerd::{Inbound, PortPolicy};
+use super::linkerd::{Inbound, PortPolicy, RouteFilters};
 use super::mtls::{EffectiveMtls, MtlsOrigin};
 use super::own::{Exceptions, InPhase, Phase};
 use super::peer::Peer;
@@ -103,6 +103,28 @@ impl Compiled {
             allowed if allowed.is_allow() => dry().or(Some(allowed)),
             denied => Some(denied),
         }
+    }
+
+    /// What becomes of a request that is allowed, by its route. Nothing where it would have been allowed anyway, in
+    /// the phase Observe.
+    pub fn filters(&self, conn: &Conn, request: &Request<'_>) -> RouteFilters {
+        self.filtering(conn).map(|policy| policy.filters(request)).unwrap_or_default()
+    }
+
+    /// About a connection that has passed as bytes so far, and may be requests for all that is known: where something
+    /// becomes of those, it cannot go on.
+    pub fn unread(&self, conn: &Conn) -> Verdict {
+        match self.evaluate(conn, None) {
+            Verdict::Allow { .. } if self.filtering(conn).is_some() => {
+                Verdict::Deny { by: None, why: Why::NotHttp }
+            }
+            verdict => verdict,
+        }
+    }
+
+    fn filtering(&self, conn: &Conn) -> Option<&PortPolicy> {
+        let policy = self.on_port(Some(conn.destination_port))?;
+        (self.phase.phase != Phase::Observe && policy.has_filters()).then_some(policy)
     }
 
     /// How far policy is enforced, and who says so.

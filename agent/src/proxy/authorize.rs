@@ -41,6 +41,8 @@ struct Live {
     conn: Conn,
     stop: Stop,
     per_request: bool,
+    /// Known, of what was read of it.
+    not_http: bool,
     record: Option<Teller>,
 }
 
@@ -83,7 +85,10 @@ impl Authorizer {
         // Judged and listed in one: a policy that changes meanwhile is seen by the review.
         let mut live = self.live();
         let Standing { policy, exception, per_request, advises } = self.judge(&conn)?;
-        live.insert(id, Live { conn: conn.clone(), stop: stop.clone(), per_request, record: None });
+        live.insert(
+            id,
+            Live { conn: conn.clone(), stop: stop.clone(), per_request, not_http: false, record: None },
+        );
         drop(live);
         let authorizer = Arc::clone(self);
         let judge = || -> Arc<dyn Judge> {
@@ -133,11 +138,14 @@ impl Authorizer {
                     Connection::PerRequest if live.per_request => continue,
                     Connection::Deny(verdict) => verdict,
                     // What flows as bytes cannot be judged by its requests any more.
-                    Connection::PerRequest => match policy.evaluate(&live.conn, None) {
-                        Verdict::Allow { .. } => continue,
-                        forbids => forbids,
+                    Connection::PerRequest => match (live.not_http, &live.conn) {
+                        (true, conn) => policy.evaluate(conn, None),
+                        (false, conn) => policy.unread(conn),
                     },
                 };
+                if forbids.is_allow() {
+                    continue;
+                }
                 if let Some(record) = &live.record {
                     record.denied(&Denied::of(&forbids).told);
                 }
@@ -280,7 +288,11 @@ impl Judge for Requests {
     }
 
     fn judge(&self, request: &Request<'_>) -> Ruling {
-        self.authorizer.standing().evaluate(&self.conn, Some(request)).into()
+        let policy = self.authorizer.standing();
+        match policy.evaluate(&self.conn, Some(request)).into() {
+            Ruling::Allow { by, .. } => Ruling::Allow { by, filters: policy.filters(&self.conn, request) },
+            denied => denied,
+        }
     }
 
     fn not_http(&self) -> Ruling {
@@ -288,7 +300,7 @@ impl Judge for Requests {
         let mut live = self.authorizer.live();
         let verdict = self.authorizer.standing().evaluate(&self.conn, None);
         if let Some(live) = live.get_mut(&self.id).filter(|_| verdict.is_allow()) {
-            live.per_request = false;
+            (live.per_request, live.not_http) = (false, true);
         }
         verdict.into()
     }
@@ -631,5 +643,67 @@ resources:
         assert!(authorizer.authorize(ConnectionId(3), conn("bad"), &cut).is_err());
         publish_in_phase(&store, "Observed");
         assert!(authorizer.authorize(ConnectionId(3), conn("bad"), &cut).is_err(), "a typo opens nothing");
+    }
+
+    /// Everybody is admitted to the one port, by a route that does this with requests.
+    fn publish_route(store: &Store, filters: &str, protocol: &str) {
+        let text = mesh("", "")
+            + &format!(
+                "resources:
+- {{apiVersion: policy.linkerd.io/v1beta3, kind: Server, metadata: {{name: s, namespace: shop}}, spec: {{podSelector: {{}}, port: 80, accessPolicy: all-unauthenticated, proxyProtocol: {protocol}}}}}
+- {{apiVersion: policy.linkerd.io/v1beta3, kind: HTTPRoute, metadata: {{name: r, namespace: shop}}, spec: {{parentRefs: [{{group: policy.linkerd.io, kind: Server, name: s}}], rules: [{{filters: [{filters}]}}]}}}}
+"
+            );
+        store.publish(parse(&text).expect("a valid mesh").state);
+    }
+
+    const REMOVE: &str = "{type: RequestHeaderModifier, requestHeaderModifier: {remove: [x-admin]}}";
+
+    #[tokio::test]
+    async fn what_is_allowed_is_ruled_with_its_route_s_filters() {
+        let store = Store::new();
+        publish_route(&store, REMOVE, "unknown");
+        let authorizer = authorizer(&store);
+        let permit = authorizer.authorize(ConnectionId(1), conn("good"), &Stop::default()).expect("admitted");
+        let judge = permit.requests().expect("every request is looked at");
+        assert!(judge.binding());
+        let asked = http::HeaderMap::new();
+        let request = Request { method: "GET", host: "shop", path: "/", query: None, headers: &asked };
+        let changed = |ruling| {
+            let Ruling::Allow { filters, .. } = ruling else { return None };
+            let mut headers = http::HeaderMap::new();
+            headers.insert("x-admin", http::HeaderValue::from_static("1"));
+            filters.change_request(&mut headers);
+            Some(headers.is_empty())
+        };
+        assert_eq!(changed(judge.judge(&request)), Some(true));
+        // By the policies of now.
+        publish_route(&store, "", "unknown");
+        assert_eq!(changed(judge.judge(&request)), Some(false));
+        publish_route(&store, "{type: URLRewrite}", "unknown");
+        assert_eq!(changed(judge.judge(&request)), None, "denied");
+    }
+
+    #[tokio::test]
+    async fn bytes_that_may_be_requests_end_when_something_has_to_become_of_them() {
+        let store = Store::new();
+        publish_route(&store, "", "unknown");
+        let authorizer = authorizer(&store);
+        tokio::spawn(Arc::clone(&authorizer).review(CancellationToken::new()));
+        let cut = Stop::default();
+        let unread = authorizer.authorize(ConnectionId(1), conn("good"), &cut).expect("admitted");
+        assert!(unread.requests().is_none());
+        tokio::task::yield_now().await;
+        publish_route(&store, REMOVE, "unknown");
+        assert_eq!(unread.stop().ended().await, Cause::PolicyRevoked);
+
+        // What is known to be none goes on, as long as that may pass.
+        let bytes = authorizer.authorize(ConnectionId(2), conn("good"), &cut).expect("admitted");
+        assert!(matches!(bytes.requests().expect("looked at").not_http(), Ruling::Allow { .. }));
+        publish_route(&store, &REMOVE.replace("x-admin", "x-other"), "unknown");
+        tokio::task::yield_now().await;
+        assert!(futures::poll!(std::pin::pin!(bytes.stop().ended())).is_pending());
+        publish_route(&store, REMOVE, "HTTP/1");
+        assert_eq!(bytes.stop().ended().await, Cause::PolicyRevoked);
     }
 }

@@ -7,6 +7,7 @@ use super::super::peer::Peer;
 use super::super::request::Request;
 use super::super::tri::Tri;
 use super::super::verdict::{By, Connection, Verdict, Why};
+use super::filters::RouteFilters;
 use super::inbound::{Inbound, Otherwise, PortPolicy, Route};
 use super::server::Protocol;
 
@@ -80,6 +81,16 @@ impl PortPolicy {
             true => self.by_server(peer),
             false => depends(),
         }
+    }
+
+    /// Whether something is done with requests that are admitted.
+    pub(in super::super) fn has_filters(&self) -> bool {
+        self.broken.is_none() && self.routes.have_filters()
+    }
+
+    /// What becomes of a request if it is admitted.
+    pub(in super::super) fn filters(&self, request: &Request<'_>) -> RouteFilters {
+        if self.has_filters() { self.routes.filters(request) } else { RouteFilters::default() }
     }
 
     /// The Server or default policy that lets it through only to tell of it.

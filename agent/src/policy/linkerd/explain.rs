@@ -9,6 +9,7 @@ use super::super::request::Request;
 use super::super::resource::{Kind, ResourceRef};
 use super::super::set::Subject;
 use super::Linkerd;
+use super::filters::Filter;
 use super::inbound::{Authorization, Otherwise, PortPolicy, Route};
 use super::matching::{Host, Path, RequestMatch, Text, host_name};
 
@@ -81,7 +82,7 @@ fn of_route(rules: &[Arc<Route>], request: Option<&Request<'_>>, chosen: Option<
             (Some(request), Some(chosen)) => match (route.misses(request), chosen) {
                 (Some(why), _) => (false, why),
                 (None, Ok(Some(chosen)) | Err(chosen)) if is(chosen) => {
-                    (true, "the request is its".to_string())
+                    (true, format!("the request is its{}", told(&route.filters)))
                 }
                 (None, Ok(Some(other)) | Err(other)) => (
                     false,
@@ -105,6 +106,10 @@ fn of_route(rules: &[Arc<Route>], request: Option<&Request<'_>>, chosen: Option<
             format!("it could not be understood, so nobody is admitted to what it may be for: {why}")
         }),
     }
+}
+
+fn told(filters: &[Filter]) -> String {
+    filters.iter().map(|filter| format!("; {filter}")).collect()
 }
 
 /// An authorization for a route, which the request may be of.

@@ -12,6 +12,7 @@ use super::super::rule_list::RuleList;
 use super::super::rules::Policy;
 use super::super::set::Lists;
 use super::super::tri::Tri;
+use super::filters::Filter;
 use super::matching::{Host, RequestMatch};
 use super::routes::Routes;
 use super::server::Protocol;
@@ -80,6 +81,8 @@ pub struct Route {
     pub hostnames: Vec<Host>,
     /// One of them has to hold.
     pub matches: Vec<RequestMatch>,
+    /// What becomes of a request that is admitted.
+    pub filters: Arc<[Filter]>,
     pub created: Option<OffsetDateTime>,
     pub authorizations: Authorizations,
     /// Why it could not be understood; then `matches` holds more often than what is written.

@@ -8,6 +8,7 @@ mod clients;
 mod compiled;
 mod defaults;
 mod explain;
+mod filters;
 mod inbound;
 mod matching;
 mod route;
@@ -25,6 +26,7 @@ use super::set::{Lists, Subject};
 use super::settings::{InboundDefault, Settings};
 
 pub use defaults::ANNOTATIONS;
+pub use filters::{Filter, NoLocation, RouteFilters};
 pub use inbound::{Authorization, Authorizations, Inbound, Otherwise, PortPolicy, Route};
 pub use matching::{Host, Path, Pattern, RequestMatch, Text};
 pub use routes::Routes;
@@ -32,7 +34,7 @@ pub use server::Protocol;
 
 use clients::{Authentications, Servers, Target};
 use defaults::{Defaults, with_identity};
-use route::RouteSpec;
+use route::{RouteSpec, RuleSpec};
 use server::{Server, Taken};
 
 /// `apiVersion`'s first part.
@@ -425,11 +427,12 @@ impl<'a> Builder<'a> {
             return rules.clone();
         }
         let by = Arc::new(spec.resource.clone());
-        let rule = |(rule, matches): (u32, &Vec<RequestMatch>)| Route {
+        let rule = |(rule, of): (u32, &RuleSpec)| Route {
             by: by.clone(),
             rule,
             hostnames: spec.hostnames.clone(),
-            matches: matches.clone(),
+            matches: of.matches.clone(),
+            filters: of.filters.clone(),
             created: spec.created,
             authorizations: authorizations.clone(),
             broken: spec.broken.clone(),

@@ -9,6 +9,7 @@ use super::super::object::Object;
 use super::super::resource::{Defect, DefectKind, Kind, ResourceRef};
 use super::LINKERD_GROUP;
 use super::clients::is_dns_label;
+use super::filters::{self, Filter};
 use super::matching::{Host, Path, RequestMatch, Text};
 use super::read::{Faults, Fields, Node, Reference};
 
@@ -20,12 +21,18 @@ pub(super) struct RouteSpec {
     /// Servers of its own namespace.
     pub(super) servers: Vec<Arc<str>>,
     pub(super) hostnames: Vec<Host>,
-    /// By rule; a rule without matches is one with a match that always holds.
-    pub(super) rules: Vec<Vec<RequestMatch>>,
+    pub(super) rules: Vec<RuleSpec>,
     /// Why it could not be understood: what of it can be, nobody is admitted to.
     pub(super) broken: Option<Arc<str>>,
     /// What is told of it, whatever else there is.
     pub(super) defects: Vec<Defect>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct RuleSpec {
+    /// Without any written, one that always holds.
+    pub(super) matches: Vec<RequestMatch>,
+    pub(super) filters: Arc<[Filter]>,
 }
 
 pub(super) const HOLDS: &str = "nobody is admitted to the requests that it may be for";
@@ -65,7 +72,7 @@ impl RouteSpec {
         let always = || vec![if grpc { RequestMatch::any_rpc() } else { RequestMatch::any() }];
         let mut rules = Vec::new();
         match fields.get("rules") {
-            None => rules.push(always()),
+            None => rules.push(RuleSpec { matches: always(), ..RuleSpec::default() }),
             Some(node) => {
                 for node in node.items(faults) {
                     let fields = node.fields(&RULE, faults);
@@ -74,12 +81,13 @@ impl RouteSpec {
                         let read = if grpc { rpc_match } else { http_match };
                         matches.push(read(&node, faults));
                     }
-                    filters(&fields, faults);
-                    rules.push(if matches.is_empty() { always() } else { matches });
+                    let matches = if matches.is_empty() { always() } else { matches };
+                    let filters = filters::read(&fields, &matches, faults);
+                    rules.push(RuleSpec { matches, filters });
                 }
                 // One without rules takes no request, and is there all the same.
                 if rules.is_empty() {
-                    rules.push(Vec::new());
+                    rules.push(RuleSpec::default());
                 }
             }
         }
@@ -143,24 +151,6 @@ fn hostname(node: &Node<'_>, faults: &mut Faults) -> Option<Host> {
         return None;
     }
     Some(if wild { Host::Below(name.into()) } else { Host::Exact(name.into()) })
-}
-
-/// They are not applied. Where one would keep a request from the application, nothing else may let it through.
-fn filters(rule: &Fields<'_>, faults: &mut Faults) {
-    for node in rule.items("filters", faults) {
-        let fields = node.any_fields(faults);
-        match fields.required("type", faults).and_then(|node| node.text(faults)) {
-            None => {}
-            Some(kind @ ("RequestHeaderModifier" | "ResponseHeaderModifier" | "RequestMirror" | "CORS")) => {
-                let message = format!("{kind} is not applied; requests are judged as if it were not there");
-                faults.tell(DefectKind::Unsupported, &node.path, message);
-            }
-            Some(kind) => {
-                let what = format!("the filter {kind} cannot be applied");
-                faults.refuse(DefectKind::Unsupported, &node.path, what);
-            }
-        }
-    }
 }
 
 fn http_match(node: &Node<'_>, faults: &mut Faults) -> RequestMatch {

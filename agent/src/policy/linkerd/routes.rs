@@ -14,6 +14,7 @@ use super::super::rules::{Match, PathMatch, StringMatch};
 use super::super::set::Lists;
 use super::super::tri::Tri;
 use super::super::values::{Strings, as_is};
+use super::filters::RouteFilters;
 use super::inbound::Route;
 use super::matching::{Closeness, Host, Path, RequestMatch, Text, closeness, host_name};
 
@@ -29,6 +30,8 @@ pub struct Routes {
     clients: Arc<RuleList>,
     /// Every request is one of theirs, and each of them was understood.
     complete: bool,
+    /// One of them does something with what it admits.
+    filtered: bool,
 }
 
 /// Comparable by what they are; the rest follows from it.
@@ -54,7 +57,8 @@ impl Routes {
         let everything =
             |route: &Arc<Route>| route.hostnames.is_empty() && route.matches.iter().any(RequestMatch::is_any);
         let complete = all.iter().any(everything) && all.iter().all(|route| route.broken.is_none());
-        Self { all, places, index, clients, complete }
+        let filtered = all.iter().any(|route| !route.filters.is_empty());
+        Self { all, places, index, clients, complete, filtered }
     }
 
     pub fn all(&self) -> &[Arc<Route>] {
@@ -70,16 +74,34 @@ impl Routes {
         self.clients.judge(peer)
     }
 
+    /// As it is sent.
     pub(super) fn take_everything(&self) -> bool {
-        self.complete
+        self.complete && !self.filtered
+    }
+
+    pub(super) fn have_filters(&self) -> bool {
+        self.filtered
+    }
+
+    /// What becomes of the request if it is admitted.
+    pub(super) fn filters(&self, request: &Request<'_>) -> RouteFilters {
+        match self.filtered.then(|| self.find(request)) {
+            Some(Ok(Some((route, one)))) => RouteFilters::of(&route.filters, one),
+            _ => RouteFilters::default(),
+        }
     }
 
     /// Which one the request is of. An error: one that could not be understood, and which requests that one
     /// means to take from others nobody knows.
     pub(super) fn of(&self, request: &Request<'_>) -> Result<Option<&Route>, &Route> {
+        Ok(self.find(request)?.map(|(route, _)| route))
+    }
+
+    /// And by which of its matches.
+    fn find(&self, request: &Request<'_>) -> Result<Option<(&Route, &RequestMatch)>, &Route> {
         let host = host_name(request.host);
         let mut broken: Option<u32> = None;
-        let mut closest: Option<(Closeness, u32)> = None;
+        let mut closest: Option<(Closeness, u32, &RequestMatch)> = None;
         self.each(&host, request, &mut |at, route, one| {
             #[cfg(test)]
             super::super::matcher::JUDGED.with(|judged| judged.set(judged.get() + 1));
@@ -88,14 +110,14 @@ impl Routes {
                 broken = Some(broken.map_or(at, |first| first.min(at)));
             }
             // Of several as close the first, which is the oldest.
-            if closest.is_none_or(|(best, first)| close > best || (close == best && at < first)) {
-                closest = Some((close, at));
+            if closest.is_none_or(|(best, first, _)| close > best || (close == best && at < first)) {
+                closest = Some((close, at, one));
             }
         });
         if let Some(broken) = broken.and_then(|at| self.at(at)) {
             return Err(broken);
         }
-        Ok(closest.and_then(|(_, at)| self.at(at)))
+        Ok(closest.and_then(|(_, at, one)| Some((self.at(at)?, one))))
     }
 
     /// Every match that can hold for a request to `host`, in no particular order.

@@ -1,7 +1,7 @@
 //! What we answer ourselves. Nothing in it tells which policy, or whether there is anything at the path.
 
 use http::header::{self, HeaderMap, HeaderValue};
-use http::{Response, StatusCode, Version};
+use http::{Response, StatusCode, Uri, Version};
 
 use super::body::Answer;
 
@@ -21,6 +21,14 @@ pub(super) fn denied(request: &HeaderMap) -> Response<Answer> {
 /// For a request that is no request; the status says what is wrong with it.
 pub(super) fn bad(status: StatusCode) -> Response<Answer> {
     text(status, status.canonical_reason().unwrap_or_default())
+}
+
+/// Where the request has to go instead.
+pub(super) fn redirect(status: StatusCode, location: &Uri) -> Option<Response<Answer>> {
+    let mut response = Response::new(Answer::empty());
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::LOCATION, location.to_string().try_into().ok()?);
+    Some(response)
 }
 
 /// What ends a gRPC stream that has begun.

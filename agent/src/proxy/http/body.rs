@@ -5,28 +5,36 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use http::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::answer;
 use super::expect::Gate;
 use super::open::Serving;
+use crate::policy::linkerd::RouteFilters;
 
 /// The client's, on its way to the application.
 pub(super) struct Upload {
     body: Incoming,
     gate: Option<Gate>,
+    filters: RouteFilters,
     revoked: Pin<Box<WaitForCancellationFutureOwned>>,
     _serving: Arc<Serving>,
 }
 
 impl Upload {
-    pub(super) fn new(body: Incoming, gate: Option<Gate>, serving: Arc<Serving>) -> Self {
+    pub(super) fn new(
+        body: Incoming,
+        gate: Option<Gate>,
+        filters: RouteFilters,
+        serving: Arc<Serving>,
+    ) -> Self {
         let revoked = Box::pin(serving.revoked.clone().cancelled_owned());
-        Self { body, gate, revoked, _serving: serving }
+        Self { body, gate, filters, revoked, _serving: serving }
     }
 }
 
@@ -48,7 +56,8 @@ impl Body for Upload {
             }
             this.gate = None;
         }
-        Pin::new(&mut this.body).poll_frame(cx).map_err(Broken::Carried)
+        let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
+        Poll::Ready(carried(frame, |trailers| this.filters.change_request_trailers(trailers)))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -73,6 +82,7 @@ pub(super) struct Theirs {
     is_over: bool,
     /// Of a 304: the length of what it does not carry.
     claimed: Option<u64>,
+    filters: RouteFilters,
     on_revoked: Option<Box<dyn FnOnce() + Send + Sync>>,
     _serving: Arc<Serving>,
 }
@@ -90,6 +100,7 @@ impl Answer {
         body: Incoming,
         is_grpc: bool,
         claimed: Option<u64>,
+        filters: RouteFilters,
         serving: Arc<Serving>,
         on_revoked: impl FnOnce() + Send + Sync + 'static,
     ) -> Self {
@@ -101,6 +112,7 @@ impl Answer {
             is_grpc,
             is_over: false,
             claimed,
+            filters,
             on_revoked: Some(on_revoked),
             _serving: serving,
         }))
@@ -134,7 +146,9 @@ impl Body for Answer {
             };
             return Poll::Ready(Some(end));
         }
-        Pin::new(&mut theirs.body).poll_frame(cx).map_err(Broken::Carried)
+        let theirs = &mut **theirs;
+        let frame = ready!(Pin::new(&mut theirs.body).poll_frame(cx));
+        Poll::Ready(carried(frame, |trailers| theirs.filters.change_response_trailers(trailers)))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -152,6 +166,16 @@ impl Body for Answer {
             }
         }
     }
+}
+
+type Next<E> = Option<Result<Frame<Bytes>, E>>;
+
+fn carried(frame: Next<hyper::Error>, change: impl FnOnce(&mut HeaderMap)) -> Next<Broken> {
+    frame.map(|frame| {
+        let mut frame = frame.map_err(Broken::Carried)?;
+        frame.trailers_mut().map(change);
+        Ok(frame)
+    })
 }
 
 /// Why a body, or a request, ends before its end. hyper resets the stream with the reason of the h2 error

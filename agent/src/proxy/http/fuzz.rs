@@ -15,6 +15,7 @@ use super::body::Answer;
 use super::judge::{About, Seen};
 use super::{Advice, Judge, Limits, Observer, Ruling, Service, Tap, serve};
 use crate::lifecycle::Stop;
+use crate::policy::linkerd::RouteFilters;
 use crate::policy::{PathNormalization, Request, Verdict, Why};
 use crate::proxy::deliver::Watch;
 
@@ -104,7 +105,7 @@ impl Judge for Strict {
         let query = request.query.map(|query| format!("?{query}")).unwrap_or_default();
         let line = format!("{} {} {}{query}", request.method, request.host, request.path);
         self.allowed.lock().unwrap_or_else(PoisonError::into_inner).push(line);
-        Ruling::Allow { by: None }
+        Ruling::Allow { by: None, filters: RouteFilters::default() }
     }
 
     fn not_http(&self) -> Ruling {
@@ -133,7 +134,7 @@ impl Judge for Lenient {
     }
 
     fn judge(&self, _: &Request<'_>) -> Ruling {
-        Ruling::Allow { by: None }
+        Ruling::Allow { by: None, filters: RouteFilters::default() }
     }
 
     fn not_http(&self) -> Ruling {

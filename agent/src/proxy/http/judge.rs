@@ -3,6 +3,7 @@
 use http::StatusCode;
 use tokio::sync::watch;
 
+use crate::policy::linkerd::RouteFilters;
 use crate::policy::{By, PathNormalization, Request, Verdict};
 
 /// Judges the requests of one connection.
@@ -37,6 +38,8 @@ pub enum Ruling {
     Allow {
         /// What allowed it, where something had to.
         by: Option<By>,
+        /// What its route does with it.
+        filters: RouteFilters,
     },
     Deny {
         by: Option<By>,
@@ -50,7 +53,9 @@ pub enum Ruling {
 impl From<Verdict> for Ruling {
     fn from(verdict: Verdict) -> Self {
         match verdict {
-            Verdict::Allow { by } => Self::Allow { by: by.into_iter().next() },
+            Verdict::Allow { by } => {
+                Self::Allow { by: by.into_iter().next(), filters: RouteFilters::default() }
+            }
             Verdict::Deny { by, why } => Self::Deny { by, cause: why.cause(), why: why.to_string() },
         }
     }
@@ -112,7 +117,7 @@ pub struct Seen<'a> {
 /// What became of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Became<'a> {
-    /// The application answered it, or broke off.
+    /// The application answered it, or broke off; or its route led it elsewhere.
     Allowed { by: Option<&'a By> },
     /// Policy refused it.
     Denied { by: Option<&'a By>, cause: &'static str, why: &'a str },

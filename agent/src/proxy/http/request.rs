@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures::future::poll_fn;
 use http::header::{self, HeaderValue};
+use http::uri::Scheme;
 use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::{Body, Incoming};
 use hyper::client::conn;
@@ -18,6 +19,8 @@ use super::open::Serving;
 use super::shape::{self, Bad};
 use super::{Connection, answer, expect, upgrade};
 use crate::model::Cause;
+use crate::policy;
+use crate::policy::linkerd::{NoLocation, RouteFilters};
 
 /// The connection to the application.
 pub(super) enum Application {
@@ -64,8 +67,8 @@ pub(super) async fn handle(
     service.advise(About::Request { method, host, path }, Some(&asked.request()));
     // Entered before it is judged, as connections are: a change between the two is seen by one of them.
     let serving = connection.requests.enter(Arc::clone(&asked), connection.phase.clone());
-    let by = match service.judge.judge(&asked.request()) {
-        Ruling::Allow { by } => by,
+    let (by, filters) = match service.judge.judge(&asked.request()) {
+        Ruling::Allow { by, filters } => (by, filters),
         Ruling::Deny { by, cause, why } => {
             let mut response = answer::denied(&asked.headers);
             if !drained(body, &parts).await {
@@ -75,6 +78,18 @@ pub(super) async fn handle(
             return Ok(response);
         }
     };
+    let allowed = Became::Allowed { by: by.as_ref() };
+    if let Some(answer) = led_elsewhere(&filters, &asked.request(), &parts) {
+        let why = answer.as_ref().err().map(ToString::to_string);
+        let became = why.as_deref().map_or(allowed, |why| Became::Refused { why });
+        let mut response = answer.unwrap_or_else(|_| answer::bad(StatusCode::BAD_REQUEST));
+        if !drained(body, &parts).await {
+            answer::and_close(&mut response, parts.version);
+        }
+        seen(Some(response.status()), became);
+        return Ok(response);
+    }
+    filters.change_request(&mut parts.headers);
     let is_upgrade =
         upgrade.is_some() && (parts.headers.contains_key(header::UPGRADE) || parts.method == Method::CONNECT);
     let version = parts.version;
@@ -85,7 +100,7 @@ pub(super) async fn handle(
     let is_grpc = version == Version::HTTP_2 && answer::is_grpc(&asked.headers);
     let mut request = Request::from_parts(parts, ());
     let gate = if version == Version::HTTP_11 { expect::gate(&mut request) } else { None };
-    let request = request.map(|()| Upload::new(body, gate, Arc::clone(&serving)));
+    let request = request.map(|()| Upload::new(body, gate, filters.clone(), Arc::clone(&serving)));
     let sent = tokio::select! {
         sent = application.send(request) => sent,
         () = serving.revoked.cancelled() => {
@@ -96,10 +111,9 @@ pub(super) async fn handle(
             return Ok(response);
         }
     };
-    let allowed = Became::Allowed { by: by.as_ref() };
-    match sent.and_then(|response| {
-        carry(&connection, response, version, is_upgrade.then_some(upgrade).flatten(), is_grpc, serving)
-    }) {
+    let upgrade = is_upgrade.then_some(upgrade).flatten();
+    match sent.and_then(|response| carry(&connection, response, version, upgrade, is_grpc, filters, serving))
+    {
         Ok(response) => {
             seen(Some(response.status()), allowed);
             Ok(response)
@@ -111,6 +125,20 @@ pub(super) async fn handle(
             seen(None, allowed);
             Err(broken)
         }
+    }
+}
+
+/// The answer to a request whose route has it go elsewhere.
+fn led_elsewhere(
+    filters: &RouteFilters,
+    asked: &policy::Request<'_>,
+    parts: &http::request::Parts,
+) -> Option<Result<Response<Answer>, NoLocation>> {
+    let scheme = parts.uri.scheme().unwrap_or(&Scheme::HTTP);
+    match filters.redirect(asked, scheme) {
+        Ok(None) => None,
+        Ok(Some((status, location))) => Some(answer::redirect(status, &location).ok_or(NoLocation)),
+        Err(e) => Some(Err(e)),
     }
 }
 
@@ -140,6 +168,7 @@ fn carry(
     version: Version,
     upgrade: Option<OnUpgrade>,
     is_grpc: bool,
+    filters: RouteFilters,
     serving: Arc<Serving>,
 ) -> Result<Response<Answer>, Broken> {
     let switches = match version {
@@ -156,6 +185,7 @@ fn carry(
         shape::answer_only_for_us(response.headers_mut());
         *response.version_mut() = Version::HTTP_11;
     }
+    filters.change_response(response.headers_mut());
     let claimed = (response.status() == StatusCode::NOT_MODIFIED)
         .then(|| response.headers().get(header::CONTENT_LENGTH).and_then(length))
         .flatten();
@@ -163,7 +193,7 @@ fn carry(
         let connection = Arc::clone(connection);
         move || revoked(&connection, version)
     };
-    Ok(response.map(|body| Answer::theirs(body, is_grpc, claimed, serving, on_revoked)))
+    Ok(response.map(|body| Answer::theirs(body, is_grpc, claimed, filters, serving, on_revoked)))
 }
 
 fn length(value: &HeaderValue) -> Option<u64> {

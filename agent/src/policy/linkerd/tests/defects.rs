@@ -119,6 +119,18 @@ fn key() -> impl Strategy<Value = String> {
         "method",
         "service",
         "filters",
+        "RequestHeaderModifier",
+        "requestHeaderModifier",
+        "RequestRedirect",
+        "requestRedirect",
+        "set",
+        "remove",
+        "name",
+        "hostname",
+        "port",
+        "statusCode",
+        "ReplacePrefixMatch",
+        "replacePrefixMatch",
         "namespace",
     ];
     prop_oneof![9 => proptest::sample::select(KNOWN).prop_map(String::from), 1 => ".{0,4}"]

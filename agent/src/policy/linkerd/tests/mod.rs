@@ -4,6 +4,7 @@ mod authorizations;
 mod defaults;
 mod defects;
 mod explained;
+mod filters;
 mod many;
 mod oracle;
 mod routes;

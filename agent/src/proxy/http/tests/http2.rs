@@ -357,3 +357,59 @@ async fn a_connection_without_streams_is_ended_where_that_is_asked_for_and_one_w
     assert_eq!(second.await.unwrap().unwrap().status(), 200);
     assert_eq!(timeout(LONG, http2.served).await.unwrap().unwrap().cause, Cause::Closed);
 }
+
+#[tokio::test]
+async fn a_route_s_filters_hold_for_every_stream() {
+    let judge = TestJudge::new(|_| true);
+    *judge.filters.lock().unwrap() = RouteFilters::from_yaml(
+        "/",
+        "[{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: X-User, value: mesh}], remove: [X-Admin]}},
+          {type: ResponseHeaderModifier, responseHeaderModifier: {remove: [x-debug]}}]",
+    );
+    let mut http2 = Http2::new(judge).await;
+    let (up, body) = frames();
+    let request = http::Request::post("http://shop/a")
+        .header("x-user", "root")
+        .header("x-user", "toor")
+        .header("x-admin", "1")
+        .header("x-admin", "2")
+        .header("x-kept", "1")
+        .body(body)
+        .unwrap();
+    let asking = http2.ask(request);
+    let (asked, answer) = http2.take().await;
+    let user: Vec<_> = asked.headers().get_all("x-user").iter().collect();
+    assert_eq!(user, ["mesh"]);
+    assert!(!asked.headers().contains_key("x-admin") && asked.headers().contains_key("x-kept"));
+    let trailers = |names: &[&str]| {
+        HeaderMap::from_iter(names.iter().map(|name| (name.parse().unwrap(), "1".parse().unwrap())))
+    };
+    up.send(Frame::trailers(trailers(&["x-admin", "x-user", "x-sum"]))).unwrap();
+    drop(up);
+    let mut asked = asked.into_body();
+    assert_eq!(next(&mut asked).await.unwrap().into_trailers().unwrap(), trailers(&["x-sum"]));
+    let (down, body) = frames();
+    let _ = answer.send(http::Response::builder().header("x-debug", "1").body(body).unwrap());
+    down.send(Frame::trailers(trailers(&["x-debug"]))).unwrap();
+    drop(down);
+    let answer = asking.await.unwrap().unwrap();
+    assert!(!answer.headers().contains_key("x-debug"));
+    let last = next(&mut answer.into_body()).await;
+    assert!(last.is_none_or(|frame| frame.into_trailers().is_ok_and(|trailers| trailers.is_empty())));
+}
+
+#[tokio::test]
+async fn a_stream_that_is_led_elsewhere_does_not_arrive() {
+    let judge = TestJudge::new(|_| true);
+    *judge.filters.lock().unwrap() =
+        RouteFilters::from_yaml("/", "[{type: RequestRedirect, requestRedirect: {scheme: https}}]");
+    let mut http2 = Http2::new(judge).await;
+    let (up, body) = frames();
+    up.send(Frame::data(Bytes::from_static(b"never asked for"))).unwrap();
+    let request = http::Request::post("http://shop:80/a?b=c").body(body).unwrap();
+    let answer = http2.ask(request).await.unwrap().unwrap();
+    assert_eq!(answer.status(), 302);
+    assert_eq!(answer.headers()["location"], "https://shop:80/a?b=c");
+    assert!(answer.body().is_end_stream());
+    assert!(http2.requests.try_recv().is_err());
+}

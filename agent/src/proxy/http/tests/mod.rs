@@ -2,6 +2,7 @@
 
 mod attacks;
 mod detect;
+mod filters;
 mod http1;
 mod http2;
 mod policy;
@@ -19,6 +20,7 @@ use tokio::time::timeout;
 
 use super::judge::{About, Became, Seen};
 use super::*;
+use crate::policy::linkerd::RouteFilters;
 use crate::policy::{PathNormalization, Request};
 
 type Rule = Box<dyn Fn(&Request<'_>) -> bool + Send + Sync>;
@@ -30,6 +32,7 @@ struct TestJudge {
     changes: watch::Sender<u64>,
     /// What is not HTTP as well.
     takes_bytes: AtomicBool,
+    filters: Mutex<RouteFilters>,
 }
 
 impl TestJudge {
@@ -39,6 +42,7 @@ impl TestJudge {
             asked: Mutex::default(),
             changes: watch::Sender::new(0),
             takes_bytes: AtomicBool::new(false),
+            filters: Mutex::default(),
         })
     }
 
@@ -58,7 +62,7 @@ impl Judge for TestJudge {
         let line = format!("{} {}{}{query}", request.method, request.host, request.path);
         self.asked.lock().unwrap().push(line);
         if (self.rule.lock().unwrap())(request) {
-            Ruling::Allow { by: None }
+            Ruling::Allow { by: None, filters: self.filters.lock().unwrap().clone() }
         } else {
             Ruling::Deny { by: None, cause: "deny_matched", why: "secret".into() }
         }
@@ -66,7 +70,7 @@ impl Judge for TestJudge {
 
     fn not_http(&self) -> Ruling {
         if self.takes_bytes.load(Ordering::Relaxed) {
-            return Ruling::Allow { by: None };
+            return Ruling::Allow { by: None, filters: RouteFilters::default() };
         }
         Ruling::Deny { by: None, cause: "not_http", why: String::new() }
     }
