@@ -550,6 +550,27 @@ resources:
         assert_eq!(permit.stop().ended().await, Cause::PolicyRevoked);
     }
 
+    #[tokio::test]
+    async fn what_has_gone_on_as_bytes_ends_when_policy_comes_to_depend_on_requests_again() {
+        let store = Store::new();
+        publish_with(&store, "", admin(Action::Deny));
+        let authorizer = authorizer(&store);
+        let cut = Stop::default();
+        tokio::spawn(Arc::clone(&authorizer).review(CancellationToken::new()));
+        let permit = authorizer.authorize(ConnectionId(1), conn("good"), &cut).expect("it may ask");
+        let judge = permit.requests().expect("judged");
+        assert!(matches!(judge.not_http(), Ruling::Deny { .. }), "what cannot be judged is denied");
+        tokio::task::yield_now().await;
+
+        let mut changes = judge.changes();
+        publish(&store, "", "");
+        changes.changed().await.expect("it tells of the change");
+        assert!(matches!(judge.not_http(), Ruling::Allow { .. }));
+        publish_with(&store, "", admin(Action::Deny));
+        let ended = tokio::time::timeout(std::time::Duration::from_secs(10), permit.stop().ended()).await;
+        assert_eq!(ended, Ok(Cause::PolicyRevoked), "bytes go on that nobody judges");
+    }
+
     fn advice(permit: &Permit, path: Option<&str>) -> (Option<bool>, usize) {
         let headers = http::HeaderMap::new();
         let request =
