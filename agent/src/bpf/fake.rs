@@ -34,6 +34,12 @@ pub struct State {
     pub enrol_failures: Vec<BpfError>,
     /// The next calls of [`Kernel::set_destinations`] fail with these.
     pub destination_failures: Vec<BpfError>,
+    /// The next calls of [`Kernel::set_inbound`] fail with these.
+    pub inbound_failures: Vec<BpfError>,
+    /// What [`Kernel::sockets`] tells of whatever namespace.
+    pub sockets: Vec<PodSocket>,
+    /// How often that was asked for.
+    pub listings: usize,
     flows: Option<mpsc::Receiver<Flow>>,
 }
 
@@ -104,6 +110,8 @@ impl Kernel for FakeKernel {
     }
 
     fn set_inbound(&self, pod: NetnsCookie, plan: &InboundPlan) -> Result<(), BpfError> {
+        let failure = self.state().inbound_failures.pop();
+        failure.map_or(Ok(()), Err)?;
         self.pod(pod, |pod| pod.inbound = plan.clone())
     }
 
@@ -178,7 +186,9 @@ impl Kernel for FakeKernel {
     }
 
     fn sockets(&self) -> Result<Vec<PodSocket>, BpfError> {
-        Ok(Vec::new())
+        let mut state = self.state();
+        state.listings += 1;
+        Ok(state.sockets.clone())
     }
 }
 
