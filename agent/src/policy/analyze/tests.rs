@@ -210,8 +210,12 @@ fn of_reach(web: &dyn Fn() -> Value) -> Vec<Case> {
     let within = |namespace: &str| {
         object("security.istio.io/v1", "AuthorizationPolicy", namespace, "p", json!({"rules": [web()]}))
     };
-    let aimed =
-        |name: &str| istio("p", json!({"targetRefs": [{"kind": "Gateway", "name": name}], "rules": [web()]}));
+    let aimed = |name: &str| {
+        istio(
+            "p",
+            json!({"targetRefs": [{"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": name}], "rules": [web()]}),
+        )
+    };
     let gateway = object("gateway.networking.k8s.io/v1", "Gateway", "shop", "waypoint", json!({}));
     let saz = |role: &str| {
         let spec = json!({"server": {"selector": {"matchLabels": {"role": role}}}, "client": {"meshTLS": {"identities": ["*"]}}});
@@ -671,7 +675,8 @@ fn a_waypoint_that_serves_a_pod_enforces_what_is_aimed_at_it() {
     let mut pods = pods();
     pods[0].facts.waypoint = Some("shop/waypoint".into());
     let aimed = |kind: &str, name: &str| {
-        istio("p", json!({"targetRefs": [{"kind": kind, "name": name}], "rules": [{}]}))
+        let group = if kind == "Gateway" { "gateway.networking.k8s.io" } else { "" };
+        istio("p", json!({"targetRefs": [{"group": group, "kind": kind, "name": name}], "rules": [{}]}))
     };
     for (kind, name, left) in
         [("Gateway", "waypoint", false), ("Service", "web", false), ("Gateway", "other", true)]

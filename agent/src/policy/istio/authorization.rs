@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use super::list::{Effect, Reader};
-use super::{Labels, rule, selector, selects};
+use super::{Labels, rule, selector, selects, targets};
 use crate::policy::{Action, Defect, DefectKind, Group, Kind, Object, Policy, ResourceRef, Scope, Settings};
 
 #[derive(Debug)]
@@ -33,13 +33,7 @@ impl Authorization {
         let selector = selector(spec.get("selector"), |field, what| {
             whole.refuse(field, DefectKind::Invalid, what);
         });
-        let targets = whole.targets(spec);
-        if targets.is_some() && spec.get("selector").is_some_and(|selector| !selector.is_null()) {
-            whole.note(
-                "spec.selector",
-                "a policy has a selector or targetRefs, not both; the targetRefs hold",
-            );
-        }
+        let targets = targets::read(&mut whole, spec, settings);
         let defect = whole.defect;
 
         let mut reader = Reader { resource: &resource, effect, defects, broken: None };
@@ -105,10 +99,6 @@ impl Whole<'_> {
         self.add(field, kind, format!("{what}; everything that the policy applies to is denied"));
     }
 
-    fn note(&mut self, field: &str, what: &str) {
-        self.add(field, DefectKind::Invalid, what.to_string());
-    }
-
     fn add(&mut self, field: &str, kind: DefectKind, message: String) {
         self.defects.push(Defect {
             resource: self.resource.clone(),
@@ -140,22 +130,5 @@ impl Whole<'_> {
         let what = format!("{value} is no action: ALLOW, DENY, AUDIT or CUSTOM");
         self.refuse("spec.action", DefectKind::Invalid, &what);
         (Action::Deny, Effect::Denies)
-    }
-
-    fn targets(&mut self, spec: &Map<String, Value>) -> Option<String> {
-        let mut targets = Vec::new();
-        let mut one = |value: &Value| {
-            let text = |key| value.get(key).and_then(Value::as_str).unwrap_or_default();
-            targets.push(format!("{} {}", text("kind"), text("name")));
-        };
-        match spec.get("targetRefs") {
-            None | Some(Value::Null) => {}
-            Some(Value::Array(refs)) => refs.iter().for_each(&mut one),
-            Some(_) => self.refuse("spec.targetRefs", DefectKind::Invalid, "it is no list"),
-        }
-        if let Some(value) = spec.get("targetRef").filter(|value| !value.is_null()) {
-            one(value);
-        }
-        (!targets.is_empty()).then(|| targets.join(", "))
     }
 }

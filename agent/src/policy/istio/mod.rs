@@ -5,6 +5,7 @@ mod condition;
 pub(super) mod list;
 mod peer;
 mod rule;
+mod targets;
 #[cfg(test)]
 mod tests;
 
@@ -137,9 +138,15 @@ fn selector(value: Option<&Value>, mut refuse: impl FnMut(&str, &str)) -> Option
         None | Some(Value::Null) => {}
         Some(Value::Object(given)) => {
             for (key, value) in given {
+                let field = || format!("spec.selector.matchLabels[{key}]");
                 match value.as_str() {
+                    _ if key.is_empty() => refuse(&field(), "a label has a key"),
+                    None => refuse(&field(), "it is no string"),
+                    // Istio refuses it: there are no patterns here, and no label has an asterisk.
+                    Some(value) if key.contains('*') || value.contains('*') => {
+                        refuse(&field(), "no label has an asterisk, and a selector no patterns");
+                    }
                     Some(value) => drop(labels.insert(key.as_str().into(), value.into())),
-                    None => refuse(&format!("spec.selector.matchLabels[{key}]"), "it is no string"),
                 }
             }
         }

@@ -15,7 +15,10 @@ use crate::policy::{Considered, Defect, DefectKind, Kind, Object, ResourceRef, S
 pub(super) struct PeerAuthentication {
     resource: Arc<ResourceRef>,
     created: Option<OffsetDateTime>,
+    /// What is understood of it; none where it is the whole namespace's.
     selector: Option<Labels>,
+    /// It cannot be told for whom it is.
+    unclear: bool,
     /// None: as the level above says.
     mode: Option<MtlsMode>,
     /// None: as the workload.
@@ -37,9 +40,14 @@ pub(super) fn resolve(
     subject: &Subject<'_>,
     default: &EffectiveMtls,
 ) -> (EffectiveMtls, MtlsSources) {
-    let mut mtls = default.clone();
-    let mut sources = MtlsSources::default();
     let levels = levels(root, own, is_root, subject);
+    let [.., (_, workload)] = &levels;
+    let workload = workload.first();
+    let mut mtls = default.clone();
+    if workload.is_some_and(|peer| peer.unclear) {
+        mtls.ports.clear();
+    }
+    let mut sources = MtlsSources::default();
     for (origin, peers) in &levels {
         if let Some(peer) = peers.first()
             && let Some(mode) = peer.mode
@@ -48,8 +56,7 @@ pub(super) fn resolve(
             sources.mode = Some(peer.resource.clone());
         }
     }
-    let [.., (_, workload)] = &levels;
-    if let Some(workload) = workload.first().filter(|workload| !workload.ports.is_empty()) {
+    if let Some(workload) = workload.filter(|workload| !workload.ports.is_empty()) {
         let own = mtls.mode;
         mtls.ports.extend(workload.ports.iter().map(|(port, mode)| (*port, mode.unwrap_or(own))));
         sources.ports = Some(workload.resource.clone());
@@ -66,9 +73,16 @@ fn levels<'a>(
 ) -> [(MtlsOrigin, Vec<&'a PeerAuthentication>); 3] {
     // One with a selector in the root namespace is ignored, as Istio's reference says.
     let own = if is_root { &[] } else { own };
-    let whole = |list: &'a [PeerAuthentication]| list.iter().filter(|peer| peer.selector.is_none()).collect();
-    let selecting = own.iter().filter(|peer| peer.selects(subject)).collect();
-    [(MtlsOrigin::Mesh, whole(root)), (MtlsOrigin::Namespace, whole(own)), (MtlsOrigin::Workload, selecting)]
+    let whole = |list: &'a [PeerAuthentication]| list.iter().filter(|peer| peer.selector.is_none());
+    // What may be meant for this workload is not opened by an older one.
+    let (unclear, clear): (Vec<_>, Vec<_>) =
+        own.iter().filter(|peer| peer.selects(subject)).partition(|peer| peer.unclear);
+    let mesh = root.iter().filter(|peer| peer.unclear).chain(whole(root)).collect();
+    [
+        (MtlsOrigin::Mesh, mesh),
+        (MtlsOrigin::Namespace, whole(own).collect()),
+        (MtlsOrigin::Workload, unclear.into_iter().chain(clear).collect()),
+    ]
 }
 
 /// What each says of one port of a pod, and why it decides or does not. Both lists are sorted by age.
@@ -94,8 +108,9 @@ pub(super) fn considered(
             let matched = decides == Some(&peer.resource);
             let why = match (decides, peers.first()) {
                 _ if matched => "it decides".to_owned(),
-                (_, Some(oldest)) if oldest.resource != peer.resource => {
-                    format!("an older one at this level holds, {}", oldest.resource)
+                (_, Some(first)) if first.resource != peer.resource => {
+                    let what = if first.unclear { "one that may be for it" } else { "an older one" };
+                    format!("{what} at this level holds, {}", first.resource)
                 }
                 _ if peer.mode.is_none() => "it leaves the mode to the level above".to_owned(),
                 (Some(other), _) => format!("a more specific one decides, {other}"),
@@ -105,7 +120,7 @@ pub(super) fn considered(
             all.push(peer.considered(matched, format!("of the {level}, {}: {why}", word(own))));
         }
     }
-    let ignored = root.iter().filter(|peer| peer.selects(subject));
+    let ignored = root.iter().filter(|peer| !peer.unclear && peer.selects(subject));
     all.extend(ignored.map(|peer| {
         let why = "a selector in the root namespace is for nobody";
         peer.considered(false, format!("of the workload, {}: {why}", word(peer.mode)))
@@ -138,16 +153,18 @@ impl PeerAuthentication {
                 &none
             }
         };
-        let mut strict = !object.spec.is_object() && !object.spec.is_null();
+        // Any field that is not known may be a selector that is misspelt.
+        let mut unclear = !object.spec.is_object() && !object.spec.is_null();
         for name in spec.keys().filter(|name| !["selector", "mtls", "portLevelMtls"].contains(&name.as_str()))
         {
             reader.strict(&format!("spec.{name}"), "there is no such field");
-            strict = true;
+            unclear = true;
         }
         let selector = selector(spec.get("selector"), |field, what| {
             reader.strict(field, what);
-            strict = true;
+            unclear = true;
         });
+        let mut strict = unclear;
         let mut own = reader.mode("spec.mtls", spec.get("mtls"));
         let mut ports = BTreeMap::new();
         match spec.get("portLevelMtls") {
@@ -183,9 +200,12 @@ impl PeerAuthentication {
             own = Some(MtlsMode::Strict);
             ports.clear();
         }
-        // An empty selector is none.
-        let selector = selector.filter(|labels| !labels.is_empty());
-        Self { resource: Arc::new(resource), created: object.created(), selector, mode: own, ports }
+        // An empty selector is none, unless it is only what is left of one.
+        let selector = match unclear {
+            true => Some(selector.unwrap_or_default()),
+            false => selector.filter(|labels| !labels.is_empty()),
+        };
+        Self { resource: Arc::new(resource), created: object.created(), selector, unclear, mode: own, ports }
     }
 
     pub fn age(&self) -> (Option<OffsetDateTime>, &str) {

@@ -193,6 +193,9 @@ fn a_policy_whose_reach_or_action_is_not_understood_denies_all() {
         json!({"selector": {"matchExpressions": []}, "rules": [{}]}),
         json!({"selector": "app=web", "rules": [{}]}),
         json!({"selector": {"matchLabels": {"app": 1}}, "rules": [{}]}),
+        json!({"selector": {"matchLabels": {"app": "*"}}, "rules": [{}]}),
+        json!({"selector": {"matchLabels": {"a*": "web"}}, "rules": [{}]}),
+        json!({"selector": {"matchLabels": {"": "web"}}, "rules": [{}]}),
         json!({"targetRefs": "web", "rules": [{}]}),
         json!("x"),
     ] {
@@ -202,6 +205,121 @@ fn a_policy_whose_reach_or_action_is_not_understood_denies_all() {
     // Misspelt rules of a policy that denies.
     let (policy, defects) = policy(json!({"action": "DENY", "rule": [{}]}));
     assert_eq!((policy.groups, defects.len()), (vec![Group::default()], 1));
+}
+
+#[test]
+fn a_target_that_istio_would_not_take_takes_a_policy_off_nobody() {
+    let gateway = json!({"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "wp"});
+    let class = json!({"group": "gateway.networking.k8s.io", "kind": "GatewayClass", "name": "c"});
+    let with = |key: &str, value: Value| {
+        let mut gateway = gateway.clone();
+        gateway[key] = value;
+        gateway
+    };
+    let left = |namespace: &str, spec: Value| {
+        let istio = istio(&[object("AuthorizationPolicy", namespace, "p", spec)]);
+        let policy = &istio.authorizations[namespace][0];
+        assert_eq!(policy.policy.defect.is_some(), policy.targets.is_none());
+        assert_eq!(istio.defects().is_empty(), policy.targets.is_some());
+        policy.targets.clone()
+    };
+    let bad = [
+        json!("wp"),
+        json!({}),
+        Value::Null,
+        json!([]),
+        json!(5),
+        with("kind", json!("")),
+        with("kind", Value::Null),
+        with("name", json!("")),
+        with("name", json!(5)),
+        with("kind", json!("Foo")),
+        with("kind", json!("gateway")),
+        with("group", json!("")),
+        with("group", json!("networking.istio.io")),
+        with("group", json!(["gateway.networking.k8s.io"])),
+        with("namespace", json!("dev")),
+        with("sectionName", json!("http")),
+        json!({"kind": "Gateway", "name": "wp"}),
+        json!({"group": "apps", "kind": "Deployment", "name": "web"}),
+        class.clone(),
+    ];
+    for one in bad {
+        assert_eq!(left("shop", json!({"targetRefs": [one]})), None, "{one}");
+        assert_eq!(left("shop", json!({"targetRefs": [gateway, one]})), None, "{one}");
+        if !one.is_null() {
+            assert_eq!(left("shop", json!({"targetRef": one})), None, "{one}");
+        }
+    }
+    assert_eq!(left("shop", json!({"targetRefs": {"kind": "Gateway"}})), None);
+    assert_eq!(left("shop", json!({"targetRefs": vec![gateway.clone(); 17]})), None);
+    assert_eq!(left("shop", json!({"targetRefs": [gateway], "targetRef": gateway})), None);
+    assert_eq!(left("shop", json!({"targetRefs": [gateway], "selector": {}})), None);
+    assert_eq!(left("shop", json!({"targetRef": gateway, "selector": {"matchLabels": {"a": "b"}}})), None);
+
+    assert_eq!(
+        left("shop", json!({"targetRefs": vec![gateway.clone(); 2]})).unwrap(),
+        "Gateway wp, Gateway wp"
+    );
+    assert_eq!(left("shop", json!({"targetRef": gateway, "selector": null})).unwrap(), "Gateway wp");
+    assert_eq!(left("istio-system", json!({"targetRefs": [class]})).unwrap(), "GatewayClass c");
+    for (group, kind) in [("", "Service"), ("core", "Service"), ("networking.istio.io", "ServiceEntry")] {
+        let one = json!({"group": group, "kind": kind, "name": "x", "namespace": null});
+        assert_eq!(left("shop", json!({"targetRefs": [one]})).unwrap(), format!("{kind} x"));
+    }
+}
+
+/// What may be meant for the workload alone.
+#[test]
+fn a_peer_authentication_that_does_not_say_for_whom_it_is_is_strict_before_all_others() {
+    let set = |mode: &str| json!({"mtls": {"mode": mode}});
+    let web = json!({"selector": {"matchLabels": {"app": "web"}}, "mtls": {"mode": "DISABLE"},
+        "portLevelMtls": {"80": {"mode": "DISABLE"}}});
+    for selector in [
+        json!({"matchLabels": {"app": 5}}),
+        json!({"matchLabels": {"app": null}}),
+        json!({"matchLabels": {"app": "*"}}),
+        json!({"matchLabels": {"app": "we*"}}),
+        json!({"matchLabels": {"*": "web"}}),
+        json!({"matchLabels": {"": "web"}}),
+        json!({"matchLabels": ["app"]}),
+        json!({"matchLabels": "app"}),
+        json!({"matchLabels": {"app": "web", "tier": 5}}),
+        json!({"matchExpressions": []}),
+        json!({"app": "web"}),
+        json!([]),
+        json!("app=web"),
+        json!(5),
+    ] {
+        for own in ["STRICT", "DISABLE", "UNSET"] {
+            let unclear = json!({"selector": selector, "mtls": {"mode": own}});
+            let objects = [
+                peer("shop", "ns", OLD, set("PERMISSIVE")),
+                peer("shop", "a-web", OLD, web.clone()),
+                peer("shop", "unclear", NEW, unclear.clone()),
+            ];
+            let istio = istio(&objects);
+            assert_eq!(mode(&istio, "shop", "web", 80), (MtlsMode::Strict, "unclear".into()), "{selector}");
+            assert_eq!(mode(&istio, "other", "web", 80).0, MtlsMode::Permissive);
+            assert!(!istio.defects().is_empty());
+            // In the root namespace it is the mesh's, and a namespace still says otherwise.
+            let istio = self::istio(&[
+                peer("istio-system", "mesh", OLD, set("PERMISSIVE")),
+                peer("istio-system", "unclear", NEW, unclear),
+                peer("shop", "ns", OLD, set("PERMISSIVE")),
+            ]);
+            assert_eq!(mode(&istio, "other", "web", 80), (MtlsMode::Strict, "unclear".into()), "{selector}");
+            assert_eq!(mode(&istio, "shop", "web", 80), (MtlsMode::Permissive, "ns".into()), "{selector}");
+        }
+    }
+    // What is understood of its selector still says for whom it is not.
+    let narrowed =
+        json!({"selector": {"matchLabels": {"app": "web", "tier": 5}}, "mtls": {"mode": "STRICT"}});
+    assert_eq!(mode(&istio(&[peer("shop", "p", OLD, narrowed)]), "shop", "db", 80).0, MtlsMode::Permissive);
+    // A misspelt field may be the selector.
+    let misspelt = json!({"selectr": {"matchLabels": {"app": "web"}}, "mtls": {"mode": "STRICT"}});
+    let objects = [peer("shop", "ns", OLD, set("DISABLE")), peer("shop", "p", NEW, misspelt)];
+    assert_eq!(mode(&istio(&objects), "shop", "web", 80).0, MtlsMode::Strict);
 }
 
 #[test]
