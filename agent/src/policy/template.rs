@@ -27,15 +27,16 @@ pub enum TemplateError {
     #[error("{{**}} has to be the last operator")]
     NotLast,
     #[error(
-        "{0:?} is no segment of a path template: only {{*}}, {{**}} or text without braces and asterisks"
+        "{0:?} is no segment of a path template: only {{*}}, {{**}} or what a path's segment is written with"
     )]
     Segment(String),
 }
 
 impl PathTemplate {
-    /// Whether a value that policies write for a path is meant as a template.
+    /// Whether a value that policies write for a path is meant as a template: no path has a brace, once it is in
+    /// normal form.
     pub fn is_template(value: &str) -> bool {
-        value.contains("{*}") || value.contains("{**}")
+        value.contains(['{', '}'])
     }
 
     /// # Errors
@@ -43,12 +44,15 @@ impl PathTemplate {
     pub fn parse(text: &str) -> Result<Self, TemplateError> {
         let rest = text.strip_prefix('/').ok_or(TemplateError::NoSlash)?;
         let mut segments = Vec::new();
-        for segment in rest.split('/') {
+        let mut rest = rest.split('/').peekable();
+        while let Some(segment) = rest.next() {
             segments.push(match segment {
                 "{*}" | "{**}" if segments.contains(&Segment::Any) => return Err(TemplateError::NotLast),
                 "{*}" => Segment::One,
                 "{**}" => Segment::Any,
-                _ if segment.contains(['{', '}', '*']) => {
+                // A slash may end it.
+                "" if rest.peek().is_none() => Segment::Exact("".into()),
+                _ if segment.is_empty() || !segment.bytes().all(is_literal) => {
                     return Err(TemplateError::Segment(segment.to_string()));
                 }
                 _ => Segment::Exact(segment.into()),
@@ -80,6 +84,11 @@ impl PathTemplate {
         let directory = matches!(after, [Segment::Exact(text)] if text.is_empty());
         directory || all(after, &given[given.len() - after.len()..])
     }
+}
+
+/// RFC 3986's `pchar`, of which Istio takes no asterisk.
+fn is_literal(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~%!$&'()+,;:@=".contains(&byte)
 }
 
 fn all(segments: &[Segment], given: &[&str]) -> bool {
@@ -134,9 +143,24 @@ mod tests {
 
     #[test]
     fn what_istio_refuses_is_refused() {
-        for template in
-            ["/*/baz/{*}", "/**/baz/{*}", "/{**}/foo/{*}", "/foo/{*}.txt", "foo/{*}", "/{*}{*}", "/{{*}}"]
-        {
+        for template in [
+            "/*/baz/{*}",
+            "/**/baz/{*}",
+            "/{**}/foo/{*}",
+            "/foo/{*}.txt",
+            "foo/{*}",
+            "/{*}{*}",
+            "/{{*}}",
+            "/foo/{id}",
+            "/foo/{*",
+            "/foo/*}",
+            "/foo/{}",
+            "/a//{*}",
+            "//{*}",
+            "/{*}//",
+            "/a b/{*}",
+            "/a?b/{*}",
+        ] {
             assert!(PathTemplate::parse(template).is_err(), "{template}");
         }
     }

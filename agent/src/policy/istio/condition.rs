@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::list::Reader;
-use super::rule::{net, port, principal, service_account, string};
+use super::rule::{name, net, port, principal, service_account, string, trust_domain};
 use crate::policy::{DefectKind, HeaderMatch, Match, Rule, Settings};
 
 /// None where nothing of it narrows the rule.
@@ -31,16 +31,18 @@ pub(super) fn read(
         "remote.ip" => (read.remote_ips, read.not_remote_ips) = both.read(net),
         "destination.ip" => (read.destination_ips, read.not_destination_ips) = both.read(net),
         "destination.port" => (read.destination_ports, read.not_destination_ports) = both.read(port),
-        "source.namespace" => (read.namespaces, read.not_namespaces) = both.read(string),
-        "source.trustDomain" => (read.trust_domains, read.not_trust_domains) = both.read(string),
+        "source.namespace" => (read.namespaces, read.not_namespaces) = both.read(name),
+        "source.trustDomain" => {
+            (read.trust_domains, read.not_trust_domains) = both.read(|text| trust_domain(text, settings));
+        }
         "source.principal" => {
-            (read.principals, read.not_principals) = both.read(|text| Ok(principal(text, settings)));
+            (read.principals, read.not_principals) = both.read(|text| principal(text, settings));
         }
         "source.serviceAccount" | "source.serviceaccount" => {
             (read.service_accounts, read.not_service_accounts) =
                 both.read(|text| service_account(text, &namespace).map(|account| vec![account]));
         }
-        "connection.sni" => (read.snis, read.not_snis) = both.read(string),
+        "connection.sni" => (read.snis, read.not_snis) = both.read(name),
         _ => match header(key) {
             Some(name) => {
                 let (one_of, none_of) = both.read(string);
@@ -79,8 +81,12 @@ impl Both<'_, '_> {
     }
 }
 
-/// The name in `request.headers[name]`, in lower case.
+/// The name in `request.headers[name]`, in lower case. What HTTP/2 has instead of a request's first line goes by
+/// its own names.
 fn header(key: &str) -> Option<String> {
     let name = key.strip_prefix("request.headers[")?.strip_suffix(']')?;
+    if [":authority", ":method", ":path"].contains(&name) {
+        return Some(name.to_string());
+    }
     http::HeaderName::from_bytes(name.as_bytes()).ok().map(|name| name.as_str().to_string())
 }

@@ -8,6 +8,8 @@ use serde_json::{Map, Value};
 
 use super::condition;
 use super::list::{Effect, Reader, objects};
+use crate::model::TrustDomain;
+use crate::policy::values::fits;
 use crate::policy::{
     DefectKind, Group, Match, PathMatch, PathTemplate, Rule, ServiceAccount, Settings, StringMatch,
 };
@@ -77,21 +79,22 @@ fn is_empty(value: &Value) -> bool {
 fn source(reader: &mut Reader<'_>, field: &str, fields: &Map<String, Value>, settings: &Settings) -> Match {
     let namespace = reader.resource.namespace.clone();
     let mut list = List { reader, field, fields };
-    let principal = |text: &str| Ok(principal(text, settings));
+    let principal = |text: &str| principal(text, settings);
+    let trust_domain = |text: &str| trust_domain(text, settings);
     let account = |text: &str| service_account(text, &namespace).map(|account| vec![account]);
     let mut read = Match {
         principals: list.any_of("principals", principal),
         not_principals: list.none_of("notPrincipals", principal),
-        namespaces: list.any_of("namespaces", string),
-        not_namespaces: list.none_of("notNamespaces", string),
+        namespaces: list.any_of("namespaces", name),
+        not_namespaces: list.none_of("notNamespaces", name),
         source_ips: list.any_of("ipBlocks", net),
         not_source_ips: list.none_of("notIpBlocks", net),
         remote_ips: list.any_of("remoteIpBlocks", net),
         not_remote_ips: list.none_of("notRemoteIpBlocks", net),
         service_accounts: list.any_of("serviceAccounts", account),
         not_service_accounts: list.none_of("notServiceAccounts", account),
-        trust_domains: list.any_of("trustDomains", string),
-        not_trust_domains: list.none_of("notTrustDomains", string),
+        trust_domains: list.any_of("trustDomains", trust_domain),
+        not_trust_domains: list.none_of("notTrustDomains", trust_domain),
         ..Match::default()
     };
     for name in ["requestPrincipals", "notRequestPrincipals"] {
@@ -135,8 +138,8 @@ fn source(reader: &mut Reader<'_>, field: &str, fields: &Map<String, Value>, set
 fn operation(reader: &mut Reader<'_>, field: &str, fields: &Map<String, Value>) -> Match {
     let mut list = List { reader, field, fields };
     let read = Match {
-        hosts: list.any_of("hosts", string),
-        not_hosts: list.none_of("notHosts", string),
+        hosts: list.any_of("hosts", name),
+        not_hosts: list.none_of("notHosts", name),
         destination_ports: list.any_of("ports", port),
         not_destination_ports: list.none_of("notPorts", port),
         methods: list.any_of("methods", string),
@@ -186,17 +189,61 @@ pub(super) fn string(text: &str) -> Result<Vec<StringMatch>, String> {
     Ok(vec![pattern(text)])
 }
 
+/// A [`pattern`] for what never has an asterisk itself: one that stands for nothing cannot be right.
+pub(super) fn name(text: &str) -> Result<Vec<StringMatch>, String> {
+    let rest = text.strip_prefix('*').or_else(|| text.strip_suffix('*')).unwrap_or(text);
+    match rest.contains('*') {
+        true => Err(format!("{text:?} has an asterisk that is not at one end: it matches nothing")),
+        false => Ok(vec![pattern(text)]),
+    }
+}
+
 /// `cluster.local` as a policy's trust domain means the mesh's, whatever that is called; and that, as each of its
 /// aliases, means all of them.
-pub(super) fn principal(text: &str, settings: &Settings) -> Vec<StringMatch> {
-    let text = text.strip_prefix("spiffe://").unwrap_or(text);
-    let own = || std::iter::once(&settings.trust_domain).chain(&settings.trust_domain_aliases);
-    match text.split_once('/') {
-        Some((domain, rest)) if domain == "cluster.local" || own().any(|own| own.as_str() == domain) => {
-            own().map(|own| pattern(&format!("{own}/{rest}"))).collect()
-        }
-        _ => vec![pattern(text)],
+pub(super) fn principal(text: &str, settings: &Settings) -> Result<Vec<StringMatch>, String> {
+    // No part of an identity has a colon but its scheme.
+    if text.contains(':') {
+        return Err(format!("{text:?} is no principal: trust-domain/ns/namespace/sa/name, without a scheme"));
     }
+    let as_is = name(text)?;
+    Ok(match text.split_once('/') {
+        Some(("cluster.local", rest)) => {
+            names(settings).map(|own| pattern(&format!("{own}/{rest}"))).collect()
+        }
+        // `*op/sa/web` is no trust domain that ends with `op`.
+        Some((domain, rest)) if !domain.starts_with('*') || rest.starts_with("ns/") => {
+            by_all_names(domain, as_is, settings, |own| format!("{own}/{rest}"))
+        }
+        _ => as_is,
+    })
+}
+
+/// The mesh's, by one of its names or by a pattern, means all of its names.
+pub(super) fn trust_domain(text: &str, settings: &Settings) -> Result<Vec<StringMatch>, String> {
+    if text.contains(['/', ':']) {
+        return Err(format!("{text:?} is no trust domain"));
+    }
+    Ok(by_all_names(text, name(text)?, settings, ToString::to_string))
+}
+
+/// `as_is` where `domain` is none of the mesh's names; otherwise with every name that it does not fit itself.
+fn by_all_names(
+    domain: &str,
+    as_is: Vec<StringMatch>,
+    settings: &Settings,
+    spell: impl Fn(&TrustDomain) -> String,
+) -> Vec<StringMatch> {
+    let domain = pattern(domain);
+    let fits = |own: &&TrustDomain| fits(&domain, own.as_str().as_bytes());
+    if !names(settings).any(|own| fits(&own)) {
+        return as_is;
+    }
+    let others = names(settings).filter(|own| !fits(own)).map(|own| pattern(&spell(own)));
+    as_is.into_iter().chain(others).collect()
+}
+
+fn names(settings: &Settings) -> impl Iterator<Item = &TrustDomain> {
+    std::iter::once(&settings.trust_domain).chain(&settings.trust_domain_aliases)
 }
 
 /// `namespace/name`, or the name of one of the policy's own namespace.

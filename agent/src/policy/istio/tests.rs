@@ -140,6 +140,19 @@ fn what_cannot_be_evaluated_admits_nobody_and_denies_more() {
         (from(json!({"ipBlocks": "10.0.0.0/8"})), "from[0].source.ipBlocks"),
         (from(json!({"principals": [""]})), "from[0].source.principals[0]"),
         (from(json!({"serviceAccounts": ["a/b*"]})), "from[0].source.serviceAccounts[0]"),
+        (from(json!({"principals": ["spiffe://td.example/ns/a/sa/b"]})), "from[0].source.principals[0]"),
+        (from(json!({"principals": ["spiffe://*"]})), "from[0].source.principals[0]"),
+        (
+            from(json!({"notPrincipals": ["spiffe://td.example/ns/a/sa/b"]})),
+            "from[0].source.notPrincipals[0]",
+        ),
+        (from(json!({"principals": ["td.example/ns/*/sa/b"]})), "from[0].source.principals[0]"),
+        (from(json!({"principals": ["**"]})), "from[0].source.principals[0]"),
+        (from(json!({"namespaces": ["*a*"]})), "from[0].source.namespaces[0]"),
+        (from(json!({"notNamespaces": ["a*b"]})), "from[0].source.notNamespaces[0]"),
+        (from(json!({"trustDomains": ["t*d"]})), "from[0].source.trustDomains[0]"),
+        (from(json!({"trustDomains": ["spiffe://td.example"]})), "from[0].source.trustDomains[0]"),
+        (from(json!({"notTrustDomains": ["a/b"]})), "from[0].source.notTrustDomains[0]"),
         (from(json!({"requestPrincipals": ["*"]})), "from[0].source.requestPrincipals"),
         (from(json!({"notRequestPrincipals": ["*"]})), "from[0].source.notRequestPrincipals"),
         (from(json!({"unheard": ["of"]})), "from[0].source.unheard"),
@@ -150,11 +163,19 @@ fn what_cannot_be_evaluated_admits_nobody_and_denies_more() {
         (to(json!({"ports": ["70000"]})), "to[0].operation.ports[0]"),
         (to(json!({"ports": [8080]})), "to[0].operation.ports[0]"),
         (to(json!({"notPorts": ["+80"]})), "to[0].operation.notPorts[0]"),
+        (to(json!({"hosts": ["a.*.example"]})), "to[0].operation.hosts[0]"),
         (to(json!({"paths": ["/{**}/a/{*}"]})), "to[0].operation.paths[0]"),
+        (to(json!({"paths": ["/a/{id}"]})), "to[0].operation.paths[0]"),
+        (to(json!({"notPaths": ["/a//{*}"]})), "to[0].operation.notPaths[0]"),
         (when(json!({"key": "request.auth.claims[iss]", "values": ["x"]})), "when[0].key"),
         (when(json!({"key": "unheard.of", "values": ["x"]})), "when[0].key"),
         (when(json!({"key": "request.headers[]", "values": ["x"]})), "when[0].key"),
+        (when(json!({"key": "request.headers[:scheme]", "values": ["x"]})), "when[0].key"),
         (when(json!({"key": "source.ip", "values": ["x"]})), "when[0].values[0]"),
+        (when(json!({"key": "source.principal", "values": ["spiffe://a/b"]})), "when[0].values[0]"),
+        (when(json!({"key": "source.trustDomain", "values": ["a*b"]})), "when[0].values[0]"),
+        (when(json!({"key": "source.namespace", "values": ["a*b"]})), "when[0].values[0]"),
+        (when(json!({"key": "connection.sni", "values": ["a*b"]})), "when[0].values[0]"),
         (when(json!({"key": "source.ip"})), "when[0]"),
         (when(json!({"values": ["x"]})), "when[0].key"),
     ] {
@@ -499,13 +520,37 @@ fn a_principal_of_one_of_the_meshs_names_is_one_of_all() {
         ("cluster.local/ns/a/sa/b", &plain, &["td.example/ns/a/sa/b"][..]),
         ("old/ns/a/sa/b", &plain, &["old/ns/a/sa/b"]),
         ("cluster.local/ns/a/sa/b", &renamed, &["td.example/ns/a/sa/b", "old/ns/a/sa/b", "older/ns/a/sa/b"]),
-        ("spiffe://older/ns/a/sa/b", &renamed, &["td.example/ns/a/sa/b", "old/ns/a/sa/b", "older/ns/a/sa/b"]),
+        ("older/ns/a/sa/b", &renamed, &["older/ns/a/sa/b", "td.example/ns/a/sa/b", "old/ns/a/sa/b"]),
         ("td.example/ns/a/sa/b", &renamed, &["td.example/ns/a/sa/b", "old/ns/a/sa/b", "older/ns/a/sa/b"]),
         ("other/ns/a/sa/b", &renamed, &["other/ns/a/sa/b"]),
         ("olde/ns/a/sa/b", &renamed, &["olde/ns/a/sa/b"]),
     ] {
         let expected: Vec<_> = expected.iter().map(|text| StringMatch::Exact((*text).into())).collect();
-        assert_eq!(super::rule::principal(text, settings), expected, "{text}");
+        assert_eq!(super::rule::principal(text, settings), Ok(expected), "{text}");
     }
-    assert_eq!(super::rule::principal("*/sa/b", &renamed), [StringMatch::Suffix("/sa/b".into())]);
+    let suffix = |text: &str| StringMatch::Suffix(text.into());
+    let exact = |text: &str| StringMatch::Exact(text.into());
+    for (text, expected) in [
+        ("*/ns/a/sa/b", vec![suffix("/ns/a/sa/b")]),
+        (
+            "*er/ns/a/sa/b",
+            vec![suffix("er/ns/a/sa/b"), exact("td.example/ns/a/sa/b"), exact("old/ns/a/sa/b")],
+        ),
+        ("*-td/ns/a/sa/b", vec![suffix("-td/ns/a/sa/b")]),
+        // The end of a namespace's name, and of no trust domain's.
+        ("*er/sa/b", vec![suffix("er/sa/b")]),
+        ("*/sa/b", vec![suffix("/sa/b")]),
+    ] {
+        assert_eq!(super::rule::principal(text, &renamed), Ok(expected), "{text}");
+    }
+    for (text, expected) in [
+        ("old", vec![exact("old"), exact("td.example"), exact("older")]),
+        ("old*", vec![StringMatch::Prefix("old".into()), exact("td.example")]),
+        ("*", vec![StringMatch::Presence]),
+        ("other", vec![exact("other")]),
+        // It stands for the mesh's in principals only.
+        ("cluster.local", vec![exact("cluster.local")]),
+    ] {
+        assert_eq!(super::rule::trust_domain(text, &renamed), Ok(expected), "{text}");
+    }
 }
