@@ -16,7 +16,14 @@ use super::matching::{Host, Path, RequestMatch, Text, host_name};
 impl PortPolicy {
     /// The Server or default policy, Servers that it keeps from the port, routes, and authorizations.
     pub(in super::super) fn explain(&self, peer: &Peer<'_>) -> Vec<Considered> {
-        let mut all = vec![of_target(self.by.clone(), true, self.says())];
+        // A default policy is its own authorization.
+        let is_own = |one: &&Arc<Authorization>| *one.matcher.resource == *self.by;
+        let mut first = match self.authorizations.iter().find(is_own) {
+            Some(own) => considered(&own.matcher, peer),
+            None => of_target(self.by.clone(), true, String::new()),
+        };
+        first.note = Some(self.says());
+        let mut all = vec![first];
         all.extend(self.shadowed.iter().map(|server| {
             let note = format!("{} takes the port, which is older or comes first by name", self.by);
             of_target(server.clone(), false, note)
@@ -25,7 +32,7 @@ impl PortPolicy {
         for routes in self.routes.all().chunk_by(|a, b| a.by == b.by) {
             all.push(of_route(routes, peer.request, chosen.as_ref()));
         }
-        for one in self.authorizations.iter() {
+        for one in self.authorizations.iter().filter(|one| !is_own(one)) {
             all.push(considered(&one.matcher, peer));
         }
         for routes in self.routes.all().chunk_by(|a, b| a.by == b.by) {

@@ -78,7 +78,7 @@ fn everything_that_was_looked_at_is_told_with_its_reason() {
     let elsewhere = mesh.explain("a.shop", 9999, "GET /");
     assert_eq!(
         elsewhere[0],
-        "+ all-unauthenticated: no Server takes the port; whom nothing authorizes is denied"
+        "+ all-unauthenticated: no Server takes the port; whom nothing authorizes is denied; #0 + it asks for nothing"
     );
     assert_eq!(elsewhere.last().expect("a Server"), "- t: port: 9999 is not \"http\", which is [8080]");
 }
