@@ -44,7 +44,7 @@ pub use explain::{Considered, Explanation, RuleTrace};
 pub use mtls::{EffectiveMtls, MtlsDefaults, MtlsOrigin};
 pub use normalize::{NotNormal, normalize};
 pub use object::{LabelOperator, LabelRequirement, LabelSelector, Meta, Object, ObjectError};
-pub use request::Request;
+pub use request::{Request, is_method};
 pub use resource::{Defect, DefectKind, Kind, ResourceRef};
 pub use resources::Resources;
 pub use rules::{

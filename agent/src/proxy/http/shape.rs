@@ -8,7 +8,7 @@ use http::request::Parts;
 use http::uri::{Authority, PathAndQuery};
 use http::{Method, StatusCode, Uri, Version};
 
-use crate::policy::{NotNormal, PathNormalization, Request, normalize};
+use crate::policy::{NotNormal, PathNormalization, Request, is_method, normalize};
 
 /// What policies see of a request, kept for when it is judged again.
 #[derive(Clone, Debug)]
@@ -35,6 +35,8 @@ impl Asked {
 /// Why a request is not judged at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Bad {
+    #[error("a method that is not in capitals")]
+    Method,
     #[error("no Host")]
     NoHost,
     #[error("several hosts, or ones that differ")]
@@ -71,6 +73,9 @@ pub(super) fn prepare(parts: &mut Parts, how: PathNormalization, fields: usize) 
     let is_websocket = parts.extensions.get::<hyper::ext::Protocol>().is_some();
     if parts.method == Method::CONNECT && !is_websocket {
         return Err(Bad::Connect);
+    }
+    if !is_method(parts.method.as_str()) {
+        return Err(Bad::Method);
     }
     if parts.version < Version::HTTP_2 {
         only_for_us(&mut parts.headers)?;
@@ -341,6 +346,12 @@ mod tests {
         let mut connect = parts(Version::HTTP_11, "shop:80", &[("host", "shop:80")]);
         connect.method = Method::CONNECT;
         assert_eq!(prepare(&mut connect, PathNormalization::Base, MAX_FIELDS).err(), Some(Bad::Connect));
+        for method in ["delete", "Get", "gET", "m-search"] {
+            let mut lower = parts(Version::HTTP_11, "/", &[("host", "a")]);
+            lower.method = method.parse().unwrap();
+            let refused = prepare(&mut lower, PathNormalization::Base, MAX_FIELDS);
+            assert_eq!(refused.err(), Some(Bad::Method), "{method}");
+        }
         let many: Vec<(String, &str)> = (0..=MAX_FIELDS).map(|n| (format!("x-{n}"), "")).collect();
         let many: Vec<(&str, &str)> = many.iter().map(|(name, value)| (&**name, *value)).collect();
         assert_eq!(prepared("/", &many).err(), Some(Bad::Fields));
