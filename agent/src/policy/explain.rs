@@ -228,6 +228,7 @@ impl fmt::Display for Field<'_> {
             Given::Unknown => return write!(f, "depends on the request, of {}", self.values),
             Given::Nothing(what) => f.write_str(what)?,
             Given::Text(text) => write!(f, "{:?}", shorten(&String::from_utf8_lossy(text)))?,
+            Given::Ip(ip) if ip.is_unspecified() => f.write_str("an address that is not known")?,
             Given::Ip(ip) => write!(f, "{ip}")?,
             Given::Port(port) => write!(f, "{port}")?,
             Given::Account(namespace, account) => write!(f, "{namespace}/{account}")?,

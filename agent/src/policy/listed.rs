@@ -9,6 +9,7 @@ use crate::model::cidr;
 use super::explain::Given;
 use super::matcher::strip_scheme;
 use super::rules::{PathMatch, ServiceAccount, StringMatch};
+use super::values::covers_unknown;
 
 #[derive(Clone, Copy)]
 pub(super) enum Listed<'a> {
@@ -57,6 +58,9 @@ impl Listed<'_> {
                     std::str::from_utf8(text).is_ok_and(|path| template.matches(path))
                 }
             }),
+            (Self::Nets(nets), Given::Ip(ip)) if ip.is_unspecified() => {
+                nets.iter().any(|net| covers_unknown(net, *ip))
+            }
             (Self::Nets(nets), Given::Ip(ip)) => {
                 nets.iter().any(|net| cidr::canonical(*net).contains(&ip.to_canonical()))
             }

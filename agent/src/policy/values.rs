@@ -185,6 +185,9 @@ impl Nets {
     }
 
     pub(super) fn contain(&self, ip: IpAddr) -> bool {
+        if ip.is_unspecified() {
+            return self.list.iter().any(|net| covers_unknown(net, ip));
+        }
         match &self.table {
             None => self.list.iter().any(|net| net.contains(&ip.to_canonical())),
             Some(table) => table.contains(ip),
@@ -195,6 +198,12 @@ impl Nets {
     pub(super) fn keys(&self) -> Option<Vec<Key<'_>>> {
         self.list.iter().map(|net| (net.prefix_len() > 0).then_some(Key::Net(*net))).collect()
     }
+}
+
+/// An address that is not known is shown as the unspecified one: it is in no range but those of every address, of
+/// either family, and those that are made of it alone (Linkerd's cluster has them).
+pub(super) fn covers_unknown(net: &IpNet, unspecified: IpAddr) -> bool {
+    net.prefix_len() == 0 || *net == IpNet::from(unspecified)
 }
 
 /// Sorted.
