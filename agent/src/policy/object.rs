@@ -42,6 +42,8 @@ pub enum ObjectError {
     NoKind,
     #[error("metadata: {0}")]
     Meta(String),
+    #[error("{kind} {}: metadata.{field}: {key}: {value} is no text; quote it: {key}: \"{}\"", .name.as_deref().unwrap_or("without a name"), .value.trim_matches('"'))]
+    NoText { kind: String, name: Option<String>, field: &'static str, key: String, value: String },
     #[error("it has no metadata.name")]
     NoName,
 }
@@ -66,7 +68,23 @@ impl Object {
         } else if meta.is_null() {
             return Err(ObjectError::NoName);
         }
+        for field in ["labels", "annotations"] {
+            let other = meta.get(field).and_then(Value::as_object).into_iter().flatten();
+            if let Some((key, value)) = other.into_iter().find(|(_, value)| !value.is_string()) {
+                return Err(ObjectError::NoText {
+                    kind,
+                    name: text(&meta, "name"),
+                    field,
+                    key: key.clone(),
+                    value: value.to_string(),
+                });
+            }
+        }
+        let generated = text(&meta, "generateName");
         let mut meta: Meta = serde_json::from_value(meta).map_err(|e| ObjectError::Meta(e.to_string()))?;
+        if meta.name.is_empty() {
+            meta.name = generated.unwrap_or_default().into();
+        }
         if meta.name.is_empty() {
             return Err(ObjectError::NoName);
         }
@@ -79,6 +97,15 @@ impl Object {
 
     pub fn is(&self, group: &str, kind: &str) -> bool {
         *self.group == *group && *self.kind == *kind
+    }
+
+    /// Of a group whose kinds are known one that there is not, and which may have been meant.
+    pub fn no_such_kind(&self) -> Option<String> {
+        let (_, kinds) = KINDS.iter().find(|(group, _)| **group == *self.group)?;
+        if kinds.contains(&&*self.kind) {
+            return None;
+        }
+        Some(format!("there is no {} of {}; there are {}", self.kind, self.group, kinds.join(", ")))
     }
 
     /// Applied in this order: those that are there at the end, and those that a later one has replaced. To an API
@@ -102,6 +129,25 @@ impl Object {
         OffsetDateTime::parse(&self.meta.creation_timestamp, &Rfc3339).ok()
     }
 }
+
+/// Every kind of the groups that policies are of.
+const KINDS: &[(&str, &[&str])] = &[
+    (super::istio::GROUP, &["AuthorizationPolicy", "PeerAuthentication", "RequestAuthentication"]),
+    (
+        super::linkerd::GROUP,
+        &[
+            "AuthorizationPolicy",
+            "EgressNetwork",
+            "HTTPLocalRateLimitPolicy",
+            "HTTPRoute",
+            "MeshTLSAuthentication",
+            "NetworkAuthentication",
+            "Server",
+            "ServerAuthorization",
+        ],
+    ),
+    (super::own::GROUP, &["Enforcement", "PlaintextException"]),
+];
 
 const CLUSTER_SCOPED: &[&str] = &["Namespace", "Node", "GatewayClass", "CustomResourceDefinition"];
 

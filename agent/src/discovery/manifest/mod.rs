@@ -109,12 +109,17 @@ fn flatten(what: &str, document: Value, objects: &mut Vec<Result<Object, Refused
     if document.is_null() {
         return;
     }
-    let is_list = document.get("kind").and_then(Value::as_str).is_some_and(|kind| kind.ends_with("List"));
     match document {
-        Value::Object(mut fields) if is_list && fields.get("items").is_some_and(Value::is_array) => {
+        Value::Object(mut fields) if is_list(&fields) => {
+            let of = item_type(&fields);
             let items = fields.remove("items").unwrap_or_default();
             for (at, item) in items.as_array().into_iter().flatten().enumerate() {
-                flatten(&format!("{what}, item {}", at + 1), item.clone(), objects);
+                let mut item = item.clone();
+                if let (Some((api_version, kind)), Value::Object(item)) = (&of, &mut item) {
+                    item.entry("apiVersion").or_insert_with(|| api_version.as_str().into());
+                    item.entry("kind").or_insert_with(|| kind.as_str().into());
+                }
+                flatten(&format!("{what}, item {}", at + 1), item, objects);
             }
         }
         document => objects.push(Object::read(document).map_err(|e| Refused {
@@ -122,6 +127,18 @@ fn flatten(what: &str, document: Value, objects: &mut Vec<Result<Object, Refused
             why: format!("this is no Kubernetes object: {e}"),
         })),
     }
+}
+
+fn is_list(fields: &serde_json::Map<String, Value>) -> bool {
+    let kind = fields.get("kind").and_then(Value::as_str);
+    kind.is_some_and(|kind| kind.ends_with("List"))
+        && fields.get("items").is_some_and(|items| items.is_array() || items.is_null())
+}
+
+/// What the items of a `PodList` are that do not say it themselves, as an API server sends them.
+fn item_type(list: &serde_json::Map<String, Value>) -> Option<(String, String)> {
+    let kind = list.get("kind")?.as_str()?.strip_suffix("List").filter(|kind| !kind.is_empty())?;
+    Some((list.get("apiVersion")?.as_str()?.to_string(), kind.to_string()))
 }
 
 impl From<Refused> for Problem {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::text;
-use crate::model::workload::{ContainerPort, HttpProbe, NetworkMode, PodFacts};
+use crate::model::workload::{ContainerPort, HttpProbe, NetworkMode, PodFacts, TunnelProtocol};
 use crate::model::{SpiffeId, TrustDomain, Workload};
 use crate::policy::{Meta, Object};
 
@@ -27,6 +27,9 @@ pub(super) fn workload(
     if pod.spec.get("hostNetwork").and_then(Value::as_bool) == Some(true) {
         workload.network_mode = NetworkMode::HostNetwork;
     }
+    if !is_of_mesh(&pod.meta).or_else(|| namespace.and_then(is_of_mesh)).unwrap_or(true) {
+        workload.protocol = TunnelProtocol::None;
+    }
     let containers = Containers::of(&pod.spec);
     workload.facts = PodFacts {
         labels: pod.meta.labels.clone(),
@@ -41,7 +44,8 @@ pub(super) fn workload(
 fn addresses(status: &Value) -> Result<Vec<IpAddr>, String> {
     let mut addresses = Vec::new();
     let listed = status.get("podIPs").and_then(Value::as_array).into_iter().flatten();
-    for ip in text(status, "podIP").into_iter().chain(listed.filter_map(|item| text(item, "ip"))) {
+    let all = text(status, "podIP").into_iter().chain(listed.filter_map(|item| text(item, "ip")));
+    for ip in all.filter(|ip| !ip.is_empty()) {
         let ip: IpAddr = ip.parse().map_err(|_| format!("status.podIP: {ip:?} is no address"))?;
         if !addresses.contains(&ip) {
             addresses.push(ip);
@@ -55,6 +59,12 @@ fn annotations(meta: &Meta) -> BTreeMap<Arc<str>, Arc<str>> {
     let ours = |key: &str| key.starts_with("config.linkerd.io/") || key.starts_with("underpass.io/");
     let own = meta.annotations.iter().filter(|(key, _)| ours(key));
     own.map(|(key, value)| (key.clone(), value.clone())).collect()
+}
+
+/// What its own labels say; none where they say nothing. Our label counts for more than Istio's.
+fn is_of_mesh(meta: &Meta) -> Option<bool> {
+    let says = |key: &str| meta.labels.get(key).map(|value| !matches!(&**value, "none" | "disabled"));
+    says("underpass.io/mesh").or_else(|| says("istio.io/dataplane-mode"))
 }
 
 /// The waypoint that Istio's labels name; `none` is none.

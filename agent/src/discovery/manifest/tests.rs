@@ -66,7 +66,7 @@ fn what_is_no_object_or_no_pod_is_refused_by_name() {
         ("{apiVersion: v1, kind: Pod}", "document 1: this is no Kubernetes object: it has no metadata.name"),
         (
             "{apiVersion: v1, kind: Pod, metadata: {name: x, labels: {a: true}}}",
-            "document 1: this is no Kubernetes object: metadata: invalid type: boolean `true`, expected a string",
+            "document 1: this is no Kubernetes object: Pod x: metadata.labels: a: true is no text; quote it: a: \"true\"",
         ),
         (
             "{apiVersion: v1, kind: Pod, metadata: {name: x}, status: {podIP: y}}",
@@ -120,4 +120,34 @@ fn of_two_objects_of_one_name_the_later_is_there() {
     assert_eq!(m.objects[1].spec["action"], "ALLOW");
     let replaced: Vec<_> = m.replaced.iter().map(|object| &*object.kind).collect();
     assert_eq!(replaced, ["Namespace", "Pod", policy]);
+}
+
+#[test]
+fn what_kubectl_takes_is_taken() {
+    let m = manifest(
+        "
+apiVersion: v1
+kind: PodList
+items:
+- &pod {metadata: {name: a, namespace: shop, labels: {app: a}}, status: {podIP: ''}}
+- <<: *pod
+  metadata: {name: b, namespace: shop}
+---
+{apiVersion: v1, kind: List, items: null}
+---
+{apiVersion: security.istio.io/v1, kind: AuthorizationPolicyList, items: [{metadata: {name: p}}]}
+---
+{apiVersion: batch/v1, kind: Job, metadata: {generateName: once-}}
+",
+    );
+    let pods: Vec<_> = m.pods.iter().map(|pod| (&*pod.name, pod.addresses.len())).collect();
+    assert_eq!(pods, [("a", 0), ("b", 0)]);
+    let others: Vec<_> = m.objects.iter().map(|object| (&*object.kind, &*object.meta.name)).collect();
+    assert_eq!(others, [("AuthorizationPolicy", "p"), ("Job", "once-")]);
+}
+
+#[test]
+fn an_item_that_says_nothing_of_itself_in_a_plain_list_is_refused() {
+    let read = read("{apiVersion: v1, kind: List, items: [{metadata: {name: a}}]}").unwrap().remove(0);
+    assert!(read.unwrap_err().to_string().starts_with("document 1, item 1: "));
 }

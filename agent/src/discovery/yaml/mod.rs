@@ -40,6 +40,8 @@ pub fn read_all(text: &str) -> Result<Vec<serde_json::Value>, Invalid> {
         return Err(Invalid::one(Problem::too_long(text)));
     }
     let mut options = options();
+    // What kubectl takes; a mesh file, which is all ours, has no need of it.
+    options.merge_keys = MergeKeyPolicy::Merge;
     if let Some(budget) = &mut options.budget {
         budget.max_documents = 100_000;
     }

@@ -41,6 +41,8 @@ codes! {
         "write a version that the API server has";
     TWICE = "UP0107" Error "One resource is there twice",
         "keep one: of two the API server keeps the one that is applied last";
+    NO_SUCH_KIND = "UP0108" Error "A kind that there is not: the API server would refuse it, and it does nothing here",
+        "correct kind, letter by letter, or the group in apiVersion";
 
     SELECTS_NOTHING = "UP0201" Warning "A selector selects no pod",
         "compare the selector's labels with those of the pods, and the namespaces of both";

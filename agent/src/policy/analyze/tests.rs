@@ -189,6 +189,12 @@ fn of_defects(web: &dyn Fn() -> Value) -> Vec<Case> {
         ),
         ("UP0105", vec![request("security.istio.io/v1")], "p kind", vec![request("other.example/v1")]),
         (
+            "UP0108",
+            vec![object("security.istio.io/v1", "AuthorisationPolicy", "shop", "p", json!({}))],
+            "p kind",
+            vec![request("security.istio.io/v1")],
+        ),
+        (
             "UP0106",
             vec![object(
                 "security.istio.io/v2",

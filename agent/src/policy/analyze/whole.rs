@@ -68,7 +68,9 @@ fn kinds(world: &World<'_>, found: &mut Findings) {
                 )
                 | (own::GROUP, "Enforcement" | "PlaintextException")
         );
-        if !ours {
+        if let Some(message) = object.no_such_kind() {
+            found.add(&codes::NO_SUCH_KIND, &**object, "kind", message);
+        } else if !ours {
             let message = format!("nothing is done with a {} of {}", object.kind, object.group);
             found.add(&codes::UNKNOWN_KIND, &**object, "kind", message);
         } else if *object.group == *istio::GROUP && !matches!(&*object.version, "v1" | "v1beta1") {
