@@ -1,10 +1,12 @@
 //! A question about two ends that are told in words: what policy would say if one called the other.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::borrow::Cow;
+use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::uri::Authority;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
@@ -17,8 +19,9 @@ use crate::model::{MtlsMode, SpiffeId, Workload};
 use crate::policy::analyze::{Report, analyze};
 use crate::policy::own::{self, Phase};
 use crate::policy::{
-    Compiled, Conn, Considered, Defect, Explanation, Kind, MtlsDefaults, PathNormalization, PolicySet,
-    Request, ResourceRef, Resources, Settings, Subject, Verdict,
+    Compiled, Conn, Connection, Considered, Defect, Explanation, Kind, MtlsDefaults, NotNormal,
+    PathNormalization, PolicySet, Request, ResourceRef, Resources, Settings, Subject, Verdict, Why,
+    is_method,
 };
 
 /// As it is typed, and as the agent is asked.
@@ -54,6 +57,10 @@ pub struct Question {
     pub conn: Conn,
     /// None: what is sent is no HTTP, or nothing was said of it.
     pub request: Option<AskedRequest>,
+    /// Why the request would be refused unjudged wherever requests are judged.
+    pub bad: Option<Arc<str>>,
+    /// Why a pod that was named proves no identity.
+    pub plaintext: Option<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -132,7 +139,11 @@ impl InPhase {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct From {
     pub identity: Option<String>,
-    pub address: IpAddr,
+    /// None: it is not known, and in no range but those of every address.
+    pub address: Option<IpAddr>,
+    /// Why a pod that was named has no identity.
+    #[serde(default)]
+    pub note: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -183,10 +194,13 @@ impl Question {
         let resources = set.resources();
         let request = self.request.as_ref().map(AskedRequest::as_request);
         let Explanation { verdict, considered } = policy.explain(&self.conn, request.as_ref());
+        let verdict = self.unless_bad(verdict, policy.on_connection(&self.conn) == Connection::PerRequest);
         let dry_run = policy.with_dry_run_policies(&self.conn, request.as_ref());
+        let dry_run = dry_run.map(|verdict| self.unless_bad(verdict, false));
         let in_phase = policy.phase();
         let enforced =
             (in_phase.phase != Phase::Enforce).then(|| policy.enforced(&self.conn, request.as_ref()));
+        let enforced = enforced.map(|verdict| self.unless_bad(verdict, false));
         let subject = Subject::from(&*self.to);
         let port = self.conn.destination_port;
         let mut policies: Vec<Considered> = set.peer_authentications(&subject, port);
@@ -209,7 +223,8 @@ impl Question {
             reason: verdict.to_string(),
             from: From {
                 identity: self.conn.source.as_ref().map(ToString::to_string),
-                address: self.conn.source_ip,
+                address: Some(self.conn.source_ip).filter(|ip| !ip.is_unspecified()),
+                note: self.plaintext.clone(),
             },
             to: format!("{}/{}", self.to.namespace, self.to.name),
             port: self.conn.destination_port,
@@ -223,6 +238,19 @@ impl Question {
             dry_run: dry_run.as_ref().map(DryRun::of),
             phase: Some(InPhase::of(in_phase)),
             enforced: enforced.as_ref().map(DryRun::of),
+        }
+    }
+}
+
+impl Question {
+    /// A bad request is asked about as what is no request, and refused where one had to be judged.
+    fn unless_bad(&self, verdict: Verdict, judged: bool) -> Verdict {
+        let Some(bad) = &self.bad else { return verdict };
+        let depends = matches!(verdict, Verdict::Deny { why: Why::NotHttp, .. });
+        if judged || depends {
+            Verdict::Deny { by: None, why: Why::BadRequest(bad.clone()) }
+        } else {
+            verdict
         }
     }
 }
@@ -251,7 +279,14 @@ fn other(resource: ResourceRef, note: String) -> Considered {
 /// Those of the policies that were considered.
 fn defects(policies: &[Considered], set: &PolicySet) -> Vec<String> {
     let considered = |defect: &&Defect| policies.iter().any(|policy| *policy.resource == defect.resource);
-    set.defects().filter(considered).map(|d| format!("{}: {}: {}", d.resource, d.field, d.message)).collect()
+    let all = set.defects().filter(considered).map(|d| format!("{}: {}: {}", d.resource, d.field, d.message));
+    // Whatever it was to be for: nobody applies it.
+    let objects = set.resources().into_iter().flat_map(|resources| &resources.objects);
+    let unknown = objects.filter_map(|object| {
+        let why = object.no_such_kind()?;
+        Some(format!("{}/{}: kind: {why}", object.meta.namespace, object.meta.name))
+    });
+    all.chain(unknown).collect()
 }
 
 fn cause(verdict: &Verdict) -> &'static str {
@@ -399,8 +434,12 @@ pub enum AskError {
     Port(String),
     #[error("{0:?} is no header: write key=value")]
     Header(String),
-    #[error("the path {0:?}: {1}")]
-    Path(String, String),
+    #[error("{0}")]
+    Method(#[from] NoMethod),
+    #[error("{0}")]
+    Host(#[from] NoHost),
+    #[error("the request is for two hosts, {0:?} and {1:?}: --host and --header host=… have to agree")]
+    Hosts(String, String),
 }
 
 /// Where the pods that are asked about are found.
@@ -417,7 +456,8 @@ impl Asked {
     /// It names what is not there, or is not well formed.
     pub fn resolve(&self, pods: &impl Pods, normalization: PathNormalization) -> Result<Question, AskError> {
         let to = find(pods, &self.to, AskError::To)?;
-        let nobody = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        let nobody = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+        let mut plaintext = None;
         let (source, ip) = if self.from == "plaintext" {
             (None, None)
         } else if self.from.starts_with("spiffe://") {
@@ -425,7 +465,9 @@ impl Asked {
             (Some(id), None)
         } else {
             let from = find(pods, &self.from, AskError::From)?;
-            (Some(from.identity.clone()), from.addresses.first().copied())
+            plaintext = outside(&from);
+            let identity = plaintext.is_none().then(|| from.identity.clone());
+            (identity, from.addresses.first().copied())
         };
         let mut conn = Conn::new(
             source,
@@ -437,8 +479,12 @@ impl Asked {
             conn.at_source = pods.at(conn.source_ip).map(|known| known.identity.clone());
         }
         conn.sni = self.sni.as_deref().map(Arc::from);
-        let request = self.request(normalization)?;
-        Ok(Question { to, conn, request })
+        let (request, bad) = match self.request(normalization)? {
+            Some(Ok(request)) => (Some(request), None),
+            Some(Err(bad)) => (None, Some(bad.to_string().into())),
+            None => (None, None),
+        };
+        Ok(Question { to, conn, request, bad, plaintext })
     }
 
     fn port(&self, to: &Workload) -> Result<u16, AskError> {
@@ -449,34 +495,115 @@ impl Asked {
         number.or_else(named).ok_or_else(|| AskError::Port(text.clone()))
     }
 
-    fn request(&self, normalization: PathNormalization) -> Result<Option<AskedRequest>, AskError> {
+    fn request(
+        &self,
+        normalization: PathNormalization,
+    ) -> Result<Option<Result<AskedRequest, BadRequest>>, AskError> {
         if self.method.is_none() && self.path.is_none() && self.host.is_none() && self.headers.is_empty() {
             return Ok(None);
         }
+        let mut host = self.host.as_deref().map(self::host).transpose()?;
         let mut headers = HeaderMap::new();
         for text in &self.headers {
             let header = text.split_once('=').and_then(|(key, value)| {
-                Some((HeaderName::from_str(key.trim()).ok()?, HeaderValue::from_str(value).ok()?))
+                Some((HeaderName::from_str(key.trim()).ok()?, HeaderValue::from_str(value).ok()?, value))
             });
-            let (key, value) = header.ok_or_else(|| AskError::Header(text.clone()))?;
+            let (key, value, text) = header.ok_or_else(|| AskError::Header(text.clone()))?;
+            if key == header::HOST {
+                let named = self::host(text)?;
+                if let Some(host) = host.filter(|host| !host.eq_ignore_ascii_case(&named)) {
+                    return Err(AskError::Hosts(host, named));
+                }
+                host = Some(named);
+            }
             headers.append(key, value);
         }
-        let host = self.host.clone().unwrap_or_default();
+        let method = self.method.as_deref().map(self::method).transpose()?.unwrap_or_else(|| "GET".into());
         let sent = self.path.as_deref().unwrap_or("/");
-        let (path, query) = match sent.split_once('?') {
-            Some((path, query)) => (path, Some(query.to_string())),
-            None => (sent, None),
+        let request = |(path, query)| AskedRequest {
+            method: method.clone(),
+            host: host.unwrap_or_default(),
+            path,
+            query,
+            headers,
         };
-        if !path.starts_with('/') && path != "*" {
-            return Err(AskError::Path(sent.to_string(), "it does not begin with /".into()));
-        }
-        let path = crate::policy::normalize(path, normalization)
-            .map_err(|why| AskError::Path(sent.to_string(), why.to_string()))?
-            .into_owned();
-        let method = self.method.clone().unwrap_or_else(|| "GET".into());
-        Ok(Some(AskedRequest { method, host, path, query, headers }))
+        Ok(Some(match is_method(&method) {
+            false => Err(BadRequest::Method(method)),
+            true => target(sent, normalization).map(request),
+        }))
     }
 }
+
+/// Why a request is refused wherever requests are judged, as Envoy refuses it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+enum BadRequest {
+    #[error("the method {0:?} is none: methods are in capitals")]
+    Method(String),
+    #[error("the path {0:?} has a fragment, which a client keeps to itself; %23 is a # that belongs to it")]
+    Fragment(String),
+    #[error("the path {0:?} does not begin with /")]
+    Relative(String),
+    #[error("the path {0:?}: {1}")]
+    Path(String, NotNormal),
+}
+
+/// Path and query.
+fn target(sent: &str, how: PathNormalization) -> Result<(String, Option<String>), BadRequest> {
+    if sent.contains('#') {
+        return Err(BadRequest::Fragment(sent.into()));
+    }
+    let (path, query) = match sent.split_once('?') {
+        Some((path, query)) => (path, Some(query.to_string())),
+        None => (sent, None),
+    };
+    let path = match path.strip_prefix('\\') {
+        Some(rest) if how != PathNormalization::None => Cow::Owned(format!("/{rest}")),
+        _ => Cow::Borrowed(path),
+    };
+    if !path.starts_with('/') && path != "*" && how != PathNormalization::None {
+        return Err(BadRequest::Relative(sent.into()));
+    }
+    let path = crate::policy::normalize(&path, how).map_err(|why| BadRequest::Path(sent.into(), why))?;
+    Ok((path.into_owned(), query))
+}
+
+/// Why a pod proves no identity: it cannot be of the mesh.
+fn outside(pod: &Workload) -> Option<String> {
+    if pod.network_mode == NetworkMode::HostNetwork {
+        return Some("plaintext, as a pod in its node's network (hostNetwork) is not of the mesh".into());
+    }
+    (pod.protocol != TunnelProtocol::Hbone).then(|| {
+        "plaintext, as the pod is not of the mesh (for files: the label istio.io/dataplane-mode or \
+         underpass.io/mesh, on the pod or its namespace)"
+            .into()
+    })
+}
+
+/// # Errors
+/// It is no token (RFC 9110, 5.6.2).
+pub fn method(text: &str) -> Result<String, NoMethod> {
+    match Method::from_bytes(text.as_bytes()) {
+        Ok(method) => Ok(method.to_string()),
+        Err(_) => Err(NoMethod(text.into())),
+    }
+}
+
+/// # Errors
+/// It is no host, with or without a port.
+pub fn host(text: &str) -> Result<String, NoHost> {
+    match text.parse::<Authority>() {
+        Ok(_) if !text.contains('@') => Ok(text.into()),
+        _ => Err(NoHost(text.into())),
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no method: write GET, POST …")]
+pub struct NoMethod(String);
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no host: write a name or an address, with or without a port")]
+pub struct NoHost(String);
 
 fn find(
     pods: &impl Pods,
@@ -489,3 +616,7 @@ fn find(
         .ok_or_else(|| malformed(text.to_string()))?;
     pods.pod(namespace, name).ok_or_else(|| AskError::NoPod(text.to_string(), pods.names()))
 }
+
+#[cfg(test)]
+#[path = "ask_tests.rs"]
+mod tests;

@@ -91,6 +91,8 @@ pub enum Why {
     Unauthorized,
     /// Linkerd: the Server has routes, and none matches the request.
     NoRoute,
+    /// It is no request that could be judged.
+    BadRequest(Arc<str>),
 }
 
 impl Why {
@@ -107,6 +109,7 @@ impl Why {
             Self::DefaultDeny => "default_deny",
             Self::Unauthorized => "unauthorized",
             Self::NoRoute => "no_route",
+            Self::BadRequest(_) => "bad_request",
         }
     }
 }
@@ -169,6 +172,7 @@ impl fmt::Display for Why {
             Self::DefaultDeny => f.write_str("no policy allows it, and the default stance does not"),
             Self::Unauthorized => f.write_str("none of its authorizations admits the client"),
             Self::NoRoute => f.write_str("none of its routes matches the request"),
+            Self::BadRequest(why) => write!(f, "it is refused with 400 before it is judged: {why}"),
         }
     }
 }

@@ -7,6 +7,7 @@ use clap::Args;
 use ipnet::IpNet;
 
 use crate::cli::args::{Output, Place};
+use crate::discovery::ask;
 use crate::model::TrustDomain;
 use crate::policy::{InboundDefault, LinkerdSettings, PathNormalization, PolicySettings, Settings, Stance};
 
@@ -33,13 +34,13 @@ pub(crate) struct WhyArgs {
     #[arg(long, value_name = "N")]
     pub port: Option<String>,
     /// The request's method; any of method, path, host and header makes it an HTTP request [default: GET]
-    #[arg(long, value_name = "M")]
+    #[arg(long, value_name = "M", value_parser = ask::method)]
     pub method: Option<String>,
     /// The request's path, with its query [default: /]
     #[arg(long, value_name = "P")]
     pub path: Option<String>,
     /// The request's Host or :authority
-    #[arg(long, value_name = "H")]
+    #[arg(long, value_name = "H", value_parser = ask::host)]
     pub host: Option<String>,
     /// A header of the request; may be repeated
     #[arg(long = "header", value_name = "KEY=VALUE")]
@@ -50,7 +51,8 @@ pub(crate) struct WhyArgs {
     /// The client's address [default: the calling pod's]
     #[arg(long, value_name = "A")]
     pub from_ip: Option<IpAddr>,
-    /// Kubernetes YAML or JSON with Namespaces, Pods and policies, a file or a folder of them; may be repeated.
+    /// Kubernetes YAML or JSON with Namespaces, Pods and policies, a file or a folder of them, - for standard
+    /// input; may be repeated.
     /// Without it the running agent is asked
     #[arg(short = 'f', long = "file", value_name = "FILE|DIR")]
     pub files: Vec<PathBuf>,

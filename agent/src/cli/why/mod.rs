@@ -50,10 +50,13 @@ fn told(answer: &ask::Answer) -> String {
     let mut out = format!("{}: {}\n\n", answer.verdict.as_str().to_uppercase(), printable(&answer.reason));
     let who = answer.from.identity.as_deref().unwrap_or("plaintext");
     let address = match answer.from.address {
-        none if none.is_unspecified() => "no address is known; --from-ip gives one".to_string(),
-        address => address.to_string(),
+        None => "no address is known; --from-ip gives one".to_string(),
+        Some(address) => address.to_string(),
     };
     out += &format!("  from   {} ({address})\n", printable(who));
+    if let Some(note) = &answer.from.note {
+        out += &format!("         {}\n", printable(note));
+    }
     out += &format!("  to     {} port {}\n", printable(&answer.to), answer.port);
     let by = answer.mtls.resource.as_ref().map(|by| format!(", by {by}")).unwrap_or_default();
     let mode = serde_json::to_value(answer.mtls.mode).map(|mode| text(&mode)).unwrap_or_default();
