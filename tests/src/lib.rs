@@ -3,7 +3,8 @@
 //!
 //! A story makes a [`Topology`], starts an [`agent::Agent`] on each node, and uses the workloads of
 //! [`work`] inside the pods. Everything is removed on drop; what a killed process left is swept by the
-//! next one ([`sweep`]). Outside this crate only `ip` of iproute2 is used.
+//! next one ([`sweep`]). Outside this crate only `ip` of iproute2 is used. A real Kubernetes is in [`kube`], which
+//! uses more.
 
 pub mod access_log;
 pub mod agent;
@@ -17,6 +18,7 @@ pub mod hbone;
 pub mod hello;
 pub mod hostile;
 pub mod istiod;
+pub mod kube;
 pub mod load;
 pub mod mesh;
 pub mod netns;

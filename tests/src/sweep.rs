@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::netns::ip;
-use crate::wait;
+use crate::{kube, wait};
 
 /// Where the things of one topology lie.
 pub fn folder(prefix: &str) -> PathBuf {
@@ -29,6 +29,7 @@ pub fn remove(prefix: &str) {
         uninstall(&config);
     }
     unpin(prefix);
+    kube::remove_cgroups(prefix);
     let batch: String = namespaces()
         .into_iter()
         .filter(|name| name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('-')))
@@ -104,24 +105,25 @@ fn prefix_of_the_dead(name: &str) -> Option<&str> {
     (!alive).then(|| &name[..name.len() - rest.len() + number.len()])
 }
 
-/// Kills the process whose id is in the file if it is still the one that was started: the file's second
-/// line is the start of its command line, since ids are used again.
-fn kill_recorded(file: &Path) {
-    let Ok(text) = std::fs::read_to_string(file) else { return };
+/// The process id that a file names, and whether it still is the process that was started: the file's second
+/// line is a part of its command line, since ids are used again.
+pub(crate) fn recorded(file: &Path) -> Option<(i32, bool)> {
+    let text = std::fs::read_to_string(file).ok()?;
     let mut lines = text.lines();
-    let (Some(pid), Some(config)) = (lines.next().and_then(|l| l.parse::<i32>().ok()), lines.next()) else {
-        return;
-    };
+    let (pid, sought) = (lines.next()?.parse::<i32>().ok()?, lines.next()?);
     let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    if !String::from_utf8_lossy(&command).contains(config) {
-        return;
-    }
+    Some((pid, String::from_utf8_lossy(&command).contains(sought)))
+}
+
+/// Kills the process that a file names, if it still is that one.
+fn kill_recorded(file: &Path) {
+    let Some((pid, true)) = recorded(file) else { return };
     let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
     let gone = || {
         // A zombie of our own is as good as gone; its parent reaps it.
         std::fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |s| s.contains(") Z "))
     };
-    if let Err(e) = wait::until_true(Duration::from_secs(10), "the killed agent is gone", gone) {
+    if let Err(e) = wait::until_true(Duration::from_secs(10), "the killed process is gone", gone) {
         eprintln!("cleaning up: {e:#}");
     }
     let _ = std::fs::remove_file(file);
@@ -177,7 +179,7 @@ fn namespaces() -> Vec<String> {
     entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect()
 }
 
-fn files_ending(dir: &Path, end: &str) -> Vec<PathBuf> {
+pub(crate) fn files_ending(dir: &Path, end: &str) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(dir) else { return vec![] };
     entries.flatten().map(|e| e.path()).filter(|p| p.to_string_lossy().ends_with(end)).collect()
 }
