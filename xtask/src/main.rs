@@ -9,6 +9,7 @@ mod bench;
 mod build;
 mod build_ebpf;
 mod checkout;
+mod cluster;
 mod demo;
 mod layers;
 mod lint;
@@ -38,6 +39,7 @@ enum Command {
     Layers(layers::Layers),
     Vm(vm::Vm),
     Bench(bench::Bench),
+    Cluster(cluster::Cluster),
 }
 
 fn main() -> ExitCode {
@@ -64,5 +66,6 @@ fn run(command: Command) -> Result<()> {
         Command::Layers(it) => it.run(),
         Command::Vm(it) => it.run(),
         Command::Bench(it) => it.run(),
+        Command::Cluster(it) => it.run(),
     }
 }

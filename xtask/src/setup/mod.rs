@@ -4,7 +4,8 @@
 //! found is noted in `target/tools`, so that later commands need not look again.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
@@ -37,6 +38,8 @@ enum What {
     Bytecode,
     /// The programs that node stories and the demo run.
     Test,
+    /// The programs that nodes and pods of `cargo xtask cluster` run.
+    Cluster,
     /// QEMU and what unpacks Debian's kernels.
     Vm,
 }
@@ -56,6 +59,10 @@ impl Setup {
             test_tools()?;
             second_client()?;
             println!("test: programs are there");
+        }
+        if wants(What::Cluster) {
+            cluster_tools()?;
+            println!("cluster: programs are there");
         }
         if wants(What::Vm) {
             vm_tools()?;
@@ -119,6 +126,25 @@ pub(crate) fn vm_tools() -> Result<()> {
     packages::need(&[("ip", "iproute2"), ("qemu-system-x86_64", "qemu-system-x86"), ("xz", "xz-utils")])
 }
 
+/// What a cluster's nodes run besides its own programs, and what their pods do.
+pub(crate) fn cluster_tools() -> Result<()> {
+    packages::need(&[
+        ("ip", "iproute2"),
+        ("nft", "nftables"),
+        ("runc", "runc"),
+        ("busybox", "busybox-static"),
+    ])?;
+    let mut missing = Vec::new();
+    // Debian's other busybox has the same name, and does not run where there are no libraries.
+    if process::output(Command::new("ldd").arg("/bin/busybox")).is_ok() {
+        missing.push("busybox-static");
+    }
+    if !Path::new("/usr/lib/cni/ptp").exists() {
+        missing.push("containernetworking-plugins");
+    }
+    packages::provide(&missing)
+}
+
 /// The clippy that belongs to the kernel programs' rustc. rustup installs it by default; Debian's is
 /// a small package.
 pub(crate) fn clippy(tools: &Bytecode) -> Option<PathBuf> {
@@ -159,7 +185,7 @@ fn noted() -> PathBuf {
 }
 
 /// Prints commands for someone to run, and fails with `what` as the reason.
-fn refuse<T>(what: &str, commands: &[String]) -> Result<T> {
+pub(crate) fn refuse<T>(what: &str, commands: &[String]) -> Result<T> {
     let who = if process::is_root() { "" } else { " (as root)" };
     anyhow::bail!("{what}. Run{who}:\n    {}", commands.join("\n    "))
 }

@@ -10,13 +10,18 @@ use crate::process;
 pub(crate) fn need(programs: &[(&str, &str)]) -> Result<()> {
     let missing: Vec<&str> =
         programs.iter().filter(|(program, _)| process::find(program).is_none()).map(|p| p.1).collect();
+    provide(&missing)
+}
+
+/// Installs what is known to be missing.
+pub(super) fn provide(missing: &[&str]) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
     if !may_install() {
-        return super::refuse(&format!("missing: {}", missing.join(", ")), &[command(&missing)]);
+        return super::refuse(&format!("missing: {}", missing.join(", ")), &[command(missing)]);
     }
-    install(&missing)
+    install(missing)
 }
 
 /// Whether `apt-get install` would work here.
