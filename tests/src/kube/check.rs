@@ -22,8 +22,7 @@ pub fn run() -> Result<()> {
     let nodes: Vec<&str> = nodes.split_whitespace().collect();
     ensure!(!nodes.is_empty(), "the cluster has no node: `cargo xtask cluster up`");
     let result = talk(&kubectl, &nodes);
-    let removed = kubectl.run(&["delete", "namespace", NAMESPACE, "--ignore-not-found", "--wait=false"]);
-    result.and_then(|()| removed.map(drop))
+    result.and(remove(&kubectl))
 }
 
 fn talk(kubectl: &Kubectl, nodes: &[&str]) -> Result<()> {
@@ -55,6 +54,16 @@ fn talk(kubectl: &Kubectl, nodes: &[&str]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// And waits, so that the next check finds none that is about to go.
+fn remove(kubectl: &Kubectl) -> Result<()> {
+    kubectl.run(&["delete", "namespace", NAMESPACE, "--ignore-not-found", "--wait=false"])?;
+    let gone = || {
+        let left = kubectl.run(&["get", "namespace", NAMESPACE, "--ignore-not-found", "--output", "name"]);
+        left.is_ok_and(|left| left.is_empty())
+    };
+    wait::until_true(PATIENCE, "the namespace is removed", gone)
 }
 
 fn exec(kubectl: &Kubectl, node: &str, command: &[&str]) -> Result<String> {

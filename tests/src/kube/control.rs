@@ -67,6 +67,8 @@ fn controllers(folder: &Path, pki: &Pki) -> Result<()> {
     let mut manager = program(name)?;
     manager.arg("--kubeconfig").arg(kubeconfig::write(folder, pki, name)?);
     manager.args(["--leader-elect=false", "--use-service-account-credentials"]);
+    // Its default is a folder of the machine's own.
+    manager.arg("--flex-volume-plugin-dir").arg(folder.join("volume-plugins"));
     for (flag, file) in [
         ("--service-account-private-key-file", "sa.key"),
         ("--root-ca-file", "ca.crt"),

@@ -75,6 +75,8 @@ impl Kubectl {
     fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
         command.arg("--kubeconfig").arg(&self.config);
+        // The next cluster has the same address, and may be another release; nor is it the home's business.
+        command.arg("--cache-dir").arg(folder().join("kubectl"));
         command
     }
 }

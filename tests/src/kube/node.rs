@@ -169,6 +169,10 @@ fn runtime(cni: &Path) -> String {
     format!(
         r#"version = 3
 
+# Its default is a folder of the machine's own.
+[plugins."io.containerd.internal.v1.opt"]
+path = "/var/lib/containerd/opt"
+
 [grpc]
 address = "/run/containerd/containerd.sock"
 
@@ -204,6 +208,8 @@ fn kubelet(name: &str, pki: &Pki) -> Value {
         "tlsCertFile": pki.file(&format!("{name}.crt")),
         "tlsPrivateKeyFile": pki.file(&format!("{name}.key")),
         "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
+        // Its default is a folder of the machine's own.
+        "volumePluginDir": "/var/lib/kubelet/volume-plugins",
         "clusterDomain": DOMAIN,
         "clusterDNS": [DNS_SERVICE],
         // A machine may still have controllers of cgroup v1 beside v2.
