@@ -3,32 +3,29 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use super::pins::{self, MODULES, Module};
-use crate::{process, setup};
+use crate::process;
 
 /// A Go that is new enough for every module. Since 1.21 it fetches a newer one by itself where it may.
 pub(super) fn find() -> Result<PathBuf> {
     let wanted = wanted()?;
-    let shown = format!("{}.{}", wanted.0, wanted.1);
-    let hint = [
-        "https://go.dev/doc/install".to_owned(),
-        "and see that `go version` works, then: cargo xtask cluster build".to_owned(),
-    ];
-    let what = "the cluster's programs are built with Go";
-    let Some(go) = process::find("go") else {
-        return setup::refuse(&format!("{what} {shown} or newer, and there is no `go` in PATH"), &hint);
-    };
-    let said = process::output(Command::new(&go).args(["env", "GOVERSION"]).current_dir(MODULES[0].path()));
-    let said = said.unwrap_or_else(|error| format!("{error:#}"));
+    let Some(go) = process::find("go") else { bail!("there is no `go` in PATH; {}", advice(wanted)) };
+    let mut version = Command::new(&go);
+    version.args(["env", "GOVERSION"]).current_dir(MODULES[0].path());
+    let said = process::output(&mut version).with_context(|| advice(wanted))?;
     match release(said.trim()) {
         Some(found) if found >= wanted => Ok(go),
-        _ => setup::refuse(
-            &format!("{what} {shown} or newer, and {} says: {}", go.display(), said.trim()),
-            &hint,
-        ),
+        _ => bail!("{} is {}; {}", go.display(), said.trim(), advice(wanted)),
     }
+}
+
+fn advice((major, minor): (u32, u32)) -> String {
+    format!(
+        "the cluster's programs need Go {major}.{minor} or newer: install it (https://go.dev/doc/install), \
+         put it into PATH, and run this again"
+    )
 }
 
 /// Every program of a module. What Go has in its cache already takes seconds.

@@ -185,7 +185,7 @@ fn noted() -> PathBuf {
 }
 
 /// Prints commands for someone to run, and fails with `what` as the reason.
-pub(crate) fn refuse<T>(what: &str, commands: &[String]) -> Result<T> {
+fn refuse<T>(what: &str, commands: &[String]) -> Result<T> {
     let who = if process::is_root() { "" } else { " (as root)" };
     anyhow::bail!("{what}. Run{who}:\n    {}", commands.join("\n    "))
 }
