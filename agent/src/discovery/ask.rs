@@ -19,7 +19,7 @@ use crate::model::{MtlsMode, SpiffeId, Workload};
 use crate::policy::analyze::{Report, analyze};
 use crate::policy::own::{self, Phase};
 use crate::policy::{
-    Compiled, Conn, Connection, Considered, Defect, Explanation, Kind, MtlsDefaults, NotNormal,
+    Compiled, Conn, Connection, Considered, Defect, DefectKind, Explanation, Kind, MtlsDefaults, NotNormal,
     PathNormalization, PolicySet, Request, ResourceRef, Resources, Settings, Subject, Verdict, Why,
     is_method,
 };
@@ -208,6 +208,8 @@ impl Question {
         let left = resources.iter().flat_map(|resources| resources.istio.left_to_others(&subject));
         policies.extend(resources.iter().flat_map(|resources| resources.linkerd.passed_over(&subject, port)));
         policies.extend(left.map(|(resource, target)| left_to(resource, &target, &subject)));
+        let elsewhere = resources.iter().flat_map(|resources| resources.istio.passed_over(&subject));
+        policies.extend(elsewhere.map(|resource| other(resource, "its selector selects other pods".into())));
         if self.conn.source.is_none() {
             let broken =
                 resources.iter().flat_map(|resources| resources.own.broken_exceptions(subject.namespace));
@@ -229,7 +231,7 @@ impl Question {
             to: format!("{}/{}", self.to.namespace, self.to.name),
             port: self.conn.destination_port,
             mtls: Mtls { mode, level: level.to_string(), resource: by.map(ToString::to_string) },
-            defects: defects(&policies, set),
+            defects: defects(&policies, &self.to.namespace, set),
             policies: policies.iter().filter_map(|one| serde_json::to_value(one).ok()).collect(),
             decided_by: match &verdict {
                 Verdict::Allow { by } => by.iter().map(ToString::to_string).collect(),
@@ -276,9 +278,14 @@ fn other(resource: ResourceRef, note: String) -> Considered {
     }
 }
 
-/// Those of the policies that were considered.
-fn defects(policies: &[Considered], set: &PolicySet) -> Vec<String> {
-    let considered = |defect: &&Defect| policies.iter().any(|policy| *policy.resource == defect.resource);
+/// Those of the policies that were considered, and what is for nobody in the pod's namespace: it may have been
+/// meant for the pod.
+fn defects(policies: &[Considered], namespace: &str, set: &PolicySet) -> Vec<String> {
+    let considered = |defect: &&Defect| {
+        let resource = &defect.resource;
+        let adrift = defect.kind == DefectKind::Dangling && *resource.namespace == *namespace;
+        adrift || policies.iter().any(|policy| *policy.resource == *resource)
+    };
     let all = set.defects().filter(considered).map(|d| format!("{}: {}: {}", d.resource, d.field, d.message));
     // Whatever it was to be for: nobody applies it.
     let objects = set.resources().into_iter().flat_map(|resources| &resources.objects);

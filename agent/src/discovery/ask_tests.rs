@@ -208,3 +208,14 @@ fn nothing_is_listed_twice() {
         assert_eq!(names.len(), all, "{:?}", answer.policies);
     }
 }
+
+#[test]
+fn what_may_have_been_meant_for_the_pod_is_told_of() {
+    let text = "{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: p, namespace: shop}, spec: {selector: {matchLabels: {app: typo}}, rules: [{}]}}
+---
+{apiVersion: policy.linkerd.io/v1alpha1, kind: AuthorizationPolicy, metadata: {name: q, namespace: shop}, spec: {targetRef: {group: policy.linkerd.io, kind: Server, name: typo}, requiredAuthenticationRefs: [{kind: ServiceAccount, name: web}]}}";
+    let answer = world(text, Default::default()).answer(&from("shop/web")).unwrap();
+    let passed_over = |policy: &&serde_json::Value| policy["note"] == "its selector selects other pods";
+    assert_eq!(answer.policies.iter().filter(passed_over).count(), 1, "{:?}", answer.policies);
+    assert!(answer.defects.concat().contains("typo"), "{:?}", answer.defects);
+}

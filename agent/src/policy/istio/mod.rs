@@ -74,6 +74,13 @@ impl Istio {
         self.in_scope(subject.namespace).filter_map(aimed).collect()
     }
 
+    /// The AuthorizationPolicies of the pod's namespace and the mesh's that select other pods.
+    pub fn passed_over(&self, subject: &Subject<'_>) -> Vec<ResourceRef> {
+        let others =
+            |policy: &&Arc<Authorization>| policy.targets.is_none() && !policy.selects(&subject.facts.labels);
+        self.in_scope(subject.namespace).filter(others).map(|policy| policy.policy.resource()).collect()
+    }
+
     /// Whether mutual TLS is asked of connections to a pod: of each port, of the workload, of its namespace, of
     /// the mesh, whichever says so first; `default` where none does.
     pub fn mtls(&self, subject: &Subject<'_>, default: &EffectiveMtls) -> (EffectiveMtls, MtlsSources) {
