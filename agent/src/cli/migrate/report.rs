@@ -130,9 +130,10 @@ impl Report {
     pub(super) fn new(observed: ObservedView, judge: &Judge, namespace: Option<&str>, strict: bool) -> Self {
         let mut summary = Summary::default();
         for left in observed.agents.iter().map(|agent| agent.left_out) {
-            summary.left_out.connections += left.connections;
-            summary.left_out.denied += left.denied;
-            summary.left_out.requests_denied += left.requests_denied;
+            summary.left_out.connections = summary.left_out.connections.saturating_add(left.connections);
+            summary.left_out.denied = summary.left_out.denied.saturating_add(left.denied);
+            summary.left_out.requests_denied =
+                summary.left_out.requests_denied.saturating_add(left.requests_denied);
         }
         let mut pairs: BTreeMap<_, Pair> = BTreeMap::new();
         for server in servers(&observed, namespace) {
@@ -194,7 +195,8 @@ impl Report {
             out +=
                 &format!("left aside: {never_admitted} that policy refuses today, or that reached nobody\n");
         }
-        let elsewhere: u64 = self.pairs.iter().map(|pair| pair.from_other_addresses).sum();
+        let elsewhere: u64 =
+            self.pairs.iter().fold(0, |sum, pair| sum.saturating_add(pair.from_other_addresses));
         if elsewhere > 0 {
             out += &format!(
                 "not judged: {elsewhere} connections from further addresses of clients that are judged\n"
@@ -246,9 +248,10 @@ impl Pair {
     }
 
     fn add(&mut self, seen: &Seen) {
-        self.connections += seen.connections.allowed;
-        self.open += seen.connections.open;
-        self.from_other_addresses += seen.client.from_other_addresses;
+        self.connections = self.connections.saturating_add(seen.connections.allowed);
+        self.open = self.open.saturating_add(seen.connections.open);
+        self.from_other_addresses =
+            self.from_other_addresses.saturating_add(seen.client.from_other_addresses);
         if self.last_seen < seen.last_seen {
             self.last_seen.clone_from(&seen.last_seen);
         }
@@ -286,7 +289,7 @@ pub(super) fn from(client: &ClientView) -> String {
 impl Count {
     fn add(&mut self, connections: u64) {
         self.pairs += 1;
-        self.connections += connections;
+        self.connections = self.connections.saturating_add(connections);
     }
 }
 

@@ -107,9 +107,10 @@ impl<'a> Target<'a> {
             // In plaintext nobody is proved: each is told by its place.
             let place = if seen.client.identity.is_some() { String::new() } else { from(&seen.client) };
             let client = self.clients.entry((seen.port, seen.client.identity.clone(), place)).or_default();
-            client.admitted += seen.connections.allowed;
-            client.denied += seen.connections.denied;
-            client.requests += seen.requests.allowed + seen.requests.denied;
+            client.admitted = client.admitted.saturating_add(seen.connections.allowed);
+            client.denied = client.denied.saturating_add(seen.connections.denied);
+            client.requests =
+                client.requests.saturating_add(seen.requests.allowed).saturating_add(seen.requests.denied);
             let says = |seen: &Seen| (seen.last.is_some(), seen.last_seen.clone());
             if client.last.is_none_or(|last| says(last) <= says(seen)) {
                 client.last = Some(seen);
