@@ -52,7 +52,7 @@ pub enum HierarchyError {
     )]
     Rotating { path: PathBuf, root: String },
     #[error(
-        "{} is for the trust domain {stated}, and --trust-domain says {asked}: leave --trust-domain out to renew it, or name the secret of the other domain",
+        "{} is for the trust domain {stated}, and --trust-domain says {asked}: renew it for its own, or name the place of the other domain's authority",
         .path.display()
     )]
     OtherDomain { path: PathBuf, stated: TrustDomain, asked: TrustDomain },
@@ -194,6 +194,13 @@ pub fn make_intermediate(
     let rotation = Folder::record_in(folder).map_err(|e| HierarchyError::unusable(folder, e))?;
     may_sign(&root, rotation.as_ref(), folder)?;
     Owner::check(folder, &[KEY, CHAIN, CERTIFICATE, ROOTS])?;
+    let own = folder.join(CERTIFICATE);
+    if let Ok(old) = read_file(&own)
+        && let Ok(Some(stated)) = stated_domain(&old)
+        && stated != *domain
+    {
+        return Err(HierarchyError::OtherDomain { path: own, stated, asked: domain.clone() });
+    }
     let roots = folder.join(ROOTS);
     match read_file(&roots) {
         Ok(held) => holds(&held, &root, &roots)?,

@@ -18,6 +18,7 @@ use x509_parser::extensions::ParsedExtension;
 use x509_parser::prelude::FromDer;
 use zeroize::Zeroizing;
 
+use super::hierarchy::stated_domain;
 use super::kubernetes::Keys;
 use super::rotation::{REVISION, read_revision};
 use crate::certs::FileError;
@@ -165,6 +166,14 @@ impl Signing {
             return Err(unusable(CERTIFICATE, format!("{} certificates are in it, not one", own.len())));
         };
         let parsed = parse(own).map_err(|why| unusable(CERTIFICATE, why))?;
+        // Another's certificate would sign for our domain all the same, as nothing in it limits that.
+        if let Ok(Some(stated)) = stated_domain(&files.certificate)
+            && stated != *domain
+        {
+            let why =
+                format!("it is for the trust domain {stated}, and certificates are issued for {domain}");
+            return Err(unusable(CERTIFICATE, why));
+        }
         let key = SecretKey::from_pem(&files.key).map_err(|why| unusable(KEY, why))?;
         if parsed.public_key().raw != key.subject_public_key_info() {
             return Err(unusable(KEY, format!("it is not the key of {CERTIFICATE}")));

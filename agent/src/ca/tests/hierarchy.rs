@@ -14,6 +14,8 @@ use crate::ca::hierarchy::{
 };
 use crate::ca::rotation::{Folder, Site};
 use crate::ca::signing::{self, CERTIFICATE, CHAIN, KEY, ROOTS};
+use crate::ca::{Authority, AuthorityConfig};
+use crate::certs::Clock;
 
 fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o7777
@@ -156,4 +158,19 @@ fn another_intermediate_is_of_whom_the_one_before_was() {
         assert_eq!((found.uid(), found.gid()), (4242, 4343), "{name}");
         assert_eq!(found.mode() & 0o040, 0o040, "{name}");
     }
+}
+
+#[test]
+fn an_authority_of_another_trust_domain_is_neither_replaced_nor_used() {
+    let scratch = Scratch::new();
+    let now = SystemTime::now();
+    make_root(scratch.path(), Some(&domain()), ROOT_LIFETIME, now).unwrap();
+    let make = |domain| make_intermediate(scratch.path(), scratch.path(), domain, INTERMEDIATE_LIFETIME, now);
+    let other = "other.example".parse().unwrap();
+    make(&other).unwrap();
+    let refused = make(&domain()).unwrap_err();
+    assert!(matches!(refused, HierarchyError::OtherDomain { .. }), "{refused}");
+    let used = AuthorityConfig::new(scratch.path(), domain());
+    let refused = Authority::open(&used, Clock::system()).err().map(|e| e.to_string()).unwrap_or_default();
+    assert!(refused.contains("other.example"), "{refused:?}");
 }
