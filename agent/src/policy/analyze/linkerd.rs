@@ -10,7 +10,7 @@ use super::super::object::LabelSelector;
 use super::super::{Kind, Object, ResourceRef, Subject};
 use super::world::{World, declared, is_undeclared, items, name, some, texts};
 use super::{Findings, codes};
-use crate::model::Workload;
+use crate::model::{SpiffeId, Workload};
 
 pub(super) fn look(world: &World<'_>, found: &mut Findings) {
     for server in world.of_kind(GROUP, "Server") {
@@ -147,9 +147,9 @@ fn account(world: &World<'_>, resource: &Object, at: &str, reference: &Value, fo
 /// `<account>.<namespace>.serviceaccount.identity.<control plane's namespace>.<trust domain>`, or a SPIFFE id.
 fn identity(world: &World<'_>, resource: &Object, at: &str, text: &str, found: &mut Findings) {
     let domain = world.resources.settings.trust_domain.as_str();
-    if let Some(id) = text.strip_prefix("spiffe://").and_then(|rest| rest.strip_prefix(domain)) {
-        let parts = id.strip_prefix("/ns/").and_then(|rest| rest.split_once("/sa/"));
-        if let Some((namespace, account)) = parts {
+    if text.starts_with("spiffe://") {
+        let id = text.parse::<SpiffeId>().ok().filter(|id| id.trust_domain().as_str() == domain);
+        if let Some((namespace, account)) = id.as_ref().and_then(SpiffeId::account) {
             runs(world, resource, at, namespace, account, found);
         }
         return;
