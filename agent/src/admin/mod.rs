@@ -55,7 +55,9 @@ impl Default for AdminConfig {
 
 #[derive(Debug, thiserror::Error)]
 pub enum AdminError {
-    #[error("an agent answers at {0}; stop it, or use another admin.socket (and another bpf.instance)")]
+    #[error(
+        "an agent answers at {0}, or a controller: stop it, or use another admin.socket (an agent another bpf.instance, too)"
+    )]
     InUse(PathBuf),
     #[error("{0} exists and is not a socket; move it away, or set admin.socket elsewhere")]
     NotASocket(PathBuf),

@@ -37,6 +37,10 @@ pub const INTERMEDIATE_LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600)
 pub enum HierarchyError {
     #[error(transparent)]
     File(#[from] FileError),
+    #[error(
+        "{0}; a root's folder has {ROOTS} and {ROOT_KEY}, and `underpass ca init --root --out DIR` makes them"
+    )]
+    NoRoot(FileError),
     #[error("{} is there already and is never overwritten: name another folder, or move it away", .0.display())]
     Exists(PathBuf),
     #[error("{} is unusable: {why}", .path.display())]
@@ -108,8 +112,9 @@ impl Root {
     pub fn open(folder: &Path, now: SystemTime) -> Result<Self, HierarchyError> {
         let (path, key_path) = (folder.join(ROOTS), folder.join(ROOT_KEY));
         let unusable = |why: String| HierarchyError::unusable(&path, why);
-        let roots = signing::certificates(&read_file(&path)?).map_err(unusable)?;
-        let key = SecretKey::from_pem(&read_file(&key_path)?)
+        let roots =
+            signing::certificates(&read_file(&path).map_err(HierarchyError::NoRoot)?).map_err(unusable)?;
+        let key = SecretKey::from_pem(&read_file(&key_path).map_err(HierarchyError::NoRoot)?)
             .map_err(|why| HierarchyError::unusable(&key_path, why))?;
         let spki = key.subject_public_key_info();
         // There are several where a rotation is under way.

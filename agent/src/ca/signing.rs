@@ -176,7 +176,13 @@ impl Signing {
         }
         let key = SecretKey::from_pem(&files.key).map_err(|why| unusable(KEY, why))?;
         if parsed.public_key().raw != key.subject_public_key_info() {
-            return Err(unusable(KEY, format!("it is not the key of {CERTIFICATE}")));
+            return Err(unusable(
+                KEY,
+                format!(
+                    "it is not the key of {CERTIFICATE}: bring back the one that is (`ca intermediate` keeps those that \
+                     it replaces as *.old), or make both anew"
+                ),
+            ));
         }
 
         let mut chain = vec![own.clone()];

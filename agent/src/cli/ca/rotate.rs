@@ -17,7 +17,7 @@ use self::place::Place;
 pub(super) use self::place::usual_kubeconfig;
 use super::super::args::Output;
 use super::super::output::{print, printable, render};
-use super::super::{Answer, client};
+use super::super::{Answer, ClientError, client};
 use crate::ca::hierarchy::{self, INTERMEDIATE_LIFETIME};
 use crate::ca::kubernetes::Keys;
 use crate::ca::rotation::{
@@ -122,7 +122,9 @@ fn next(r: &Rotation) -> anyhow::Result<Answer> {
 fn back(r: &Rotation) -> anyhow::Result<Answer> {
     r.check_without()?;
     let site = r.place.open()?;
-    let Some(record) = site.record()? else { bail!("no rotation is under way in {}", r.place) };
+    let Some(record) = site.record()? else {
+        bail!("no rotation is under way in {}: there is no step to take back", r.place)
+    };
     site.settle(&record)?;
     let standing = r.judge(&*site, &record)?;
     if !standing.back.is_empty() {
@@ -379,8 +381,16 @@ impl Rotation {
 }
 
 fn ask(socket: &Path) -> anyhow::Result<(String, ControllerView)> {
-    let answer = client::ask(socket, "GET", "/agents", "")
-        .with_context(|| format!("the controller at {} cannot be asked", socket.display()))?;
+    let answer = match client::ask(socket, "GET", "/agents", "") {
+        Err(ClientError::Absent { path, source }) => bail!(
+            "no controller answers at {}: {source}; start it with `underpass controller --config FILE`, or name \
+             its admin.socket with --controller",
+            path.display()
+        ),
+        answer => {
+            answer.with_context(|| format!("the controller at {} cannot be asked", socket.display()))?
+        }
+    };
     let view = serde_json::from_value(answer).with_context(|| {
         format!("what {} says of agents does not parse; is it a controller?", socket.display())
     })?;
