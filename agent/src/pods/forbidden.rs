@@ -9,7 +9,7 @@ use super::enrolled::EnrolledPod;
 use crate::bpf::{Kernel, Known, PodSocket};
 use crate::discovery::Snapshot;
 use crate::model::{Cause, ClientAddr, ConnectionId, Direction, OriginalDst};
-use crate::policy::{Compiled, Conn, Verdict};
+use crate::policy::{By, Compiled, Conn, Verdict};
 use crate::sys::SysError;
 use crate::sys::diag::{Diag, TcpState};
 use crate::telemetry::{Denial, Opened, Party, Telemetry};
@@ -82,15 +82,17 @@ fn find_and_end(
 
 /// How logs and metrics tell of a refusal.
 pub fn denial(verdict: &Verdict) -> Denial {
-    let by = verdict.by();
-    Denial {
-        policy: by.map(|by| by.resource.to_string().into()),
-        rule: by.and_then(|by| by.rule),
-        reason: match verdict {
-            Verdict::Deny { why, .. } => why.cause(),
-            Verdict::Allow { .. } => "",
-        },
-    }
+    let reason = match verdict {
+        Verdict::Deny { why, .. } => why.cause(),
+        Verdict::Allow { .. } => "",
+    };
+    denied(verdict.by(), reason)
+}
+
+/// The same of whom it was refused by, and one word for it.
+pub fn denied(by: Option<&By>, reason: &'static str) -> Denial {
+    let (policy, rule) = by.map(By::named).unzip();
+    Denial { policy, rule: rule.flatten(), reason }
 }
 
 /// The pod's connections that came from outside and did not pass the agent.

@@ -13,7 +13,7 @@ mod uninstall;
 pub use destinations::Destinations;
 pub use enrol::{EnrolError, Setting};
 pub use enrolled::EnrolledPod;
-pub use forbidden::denial;
+pub use forbidden::{denial, denied};
 pub use listeners::{Accepting, ListenError};
 pub use manager::{Manager, PodState, Started, Table};
 pub use plumbing::{Numbers, Wanted};

@@ -22,6 +22,11 @@ impl By {
     pub fn whole(resource: Arc<ResourceRef>) -> Self {
         Self { resource, rule: None }
     }
+
+    /// As logs have it: the resource by name, and which of its rules.
+    pub fn named(&self) -> (Arc<str>, Option<u32>) {
+        (self.resource.to_string().into(), self.rule)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +51,14 @@ impl Verdict {
     pub fn exception(&self) -> Option<&Arc<ResourceRef>> {
         let Self::Allow { by } = self else { return None };
         by.iter().map(|by| &by.resource).find(|resource| resource.kind == Kind::PlaintextException)
+    }
+
+    /// Without the resource, where that is told beside it.
+    pub fn reason(&self) -> String {
+        match self {
+            Self::Deny { why, .. } => why.to_string(),
+            Self::Allow { .. } => self.to_string(),
+        }
     }
 
     /// The one that decided; of several that had to allow it the first.

@@ -65,12 +65,8 @@ pub struct Denied {
 
 impl Denied {
     fn of(verdict: &Verdict) -> Self {
-        // The sentence about the resource is in the log's own fields.
-        let why = match verdict {
-            Verdict::Deny { why, .. } => why.to_string(),
-            Verdict::Allow { .. } => verdict.to_string(),
-        };
-        Self { told: denial(verdict), why }
+        // The resource is in the log's own fields.
+        Self { told: denial(verdict), why: verdict.reason() }
     }
 }
 
@@ -114,8 +110,7 @@ impl Authorizer {
         }
         let audited = policy.audited_on_connection(conn);
         if !audited.is_empty() {
-            let named = |by: &By| (by.resource.to_string().into(), by.rule);
-            record.set_audit(&audited.iter().map(named).collect::<Vec<_>>());
+            record.set_audit(&audited.iter().map(By::named).collect::<Vec<_>>());
         }
     }
 

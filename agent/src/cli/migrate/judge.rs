@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::model::MtlsMode;
 use crate::model::workload::WorkloadMtls;
 use crate::policy::{
-    Compiled, Conn, Connection, MtlsDefaults, Object, PolicySet, Resources, Settings, Subject, Verdict,
+    Compiled, Conn, Connection, MtlsDefaults, Object, PolicySet, Resources, Settings, Subject,
 };
 use crate::telemetry::{ObservedServer, Seen, is_churning_label};
 
@@ -81,7 +81,8 @@ impl Judge {
                 Connection::PerRequest => by_request = true,
                 Connection::Deny(verdict) => {
                     let by = verdict.by().map(ToString::to_string);
-                    refused.get_or_insert((why(&verdict), by));
+                    // The resource has a column of its own.
+                    refused.get_or_insert((verdict.reason(), by));
                 }
             }
         }
@@ -95,14 +96,6 @@ impl Judge {
             None if admitted.is_empty() => Judged::Unknown("no address of it was kept"),
             None => Judged::Admitted,
         }
-    }
-}
-
-/// The sentence about the resource has a column of its own.
-fn why(verdict: &Verdict) -> String {
-    match verdict {
-        Verdict::Deny { why, .. } => why.to_string(),
-        Verdict::Allow { .. } => verdict.to_string(),
     }
 }
 

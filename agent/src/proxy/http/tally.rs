@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::judge::{About, Advice, Became, Observer, Ruling, Seen};
+use crate::pods::denied;
 use crate::policy::By;
 use crate::telemetry::{Denial, Record, RequestTeller, Telemetry};
 
@@ -57,7 +58,7 @@ impl Tally {
         if let Some(would) = &counted.stream.would {
             record.set_dry_run(would.to_string(), would.is_allow());
         }
-        record.set_audit(&counted.stream.audited.iter().map(named).collect::<Vec<_>>());
+        record.set_audit(&counted.stream.audited.iter().map(By::named).collect::<Vec<_>>());
     }
 
     /// For the log: nothing where every request was served.
@@ -81,9 +82,9 @@ impl Observer for Tally {
                 self.record.iter().for_each(RequestTeller::allowed);
                 return;
             }
-            Became::Denied { by, cause, why } => (denial(by, cause), why),
-            Became::Revoked => (denial(None, "policy_revoked"), "policy changed and forbids it"),
-            Became::Refused { why } => (denial(None, BAD_REQUEST), why),
+            Became::Denied { by, cause, why } => (denied(by, cause), why),
+            Became::Revoked => (denied(None, "policy_revoked"), "policy changed and forbids it"),
+            Became::Refused { why } => (denied(None, BAD_REQUEST), why),
         };
         counted.denied += 1;
         let status = seen.status.map_or_else(|| "no answer".to_owned(), |status| status.as_u16().to_string());
@@ -98,7 +99,7 @@ impl Observer for Tally {
 
     fn refused(&self, ruling: &Ruling) {
         if let Ruling::Deny { by, cause, .. } = ruling {
-            self.counted().refused = Some(denial(by.as_ref(), cause));
+            self.counted().refused = Some(denied(by.as_ref(), cause));
         }
     }
 
@@ -108,7 +109,7 @@ impl Observer for Tally {
             counted.stream = advice.clone();
             return;
         }
-        for named in advice.audited.iter().map(named) {
+        for named in advice.audited.iter().map(By::named) {
             self.telemetry.request_audited(&named.0);
             if counted.audited.len() < MOST_AUDITED && !counted.audited.contains(&named) {
                 counted.audited.push(named);
@@ -128,15 +129,6 @@ impl Observer for Tally {
         counted.dry.denied += u64::from(denied.is_some());
         counted.dry.last = denied.unwrap_or(std::mem::take(&mut counted.dry.last));
     }
-}
-
-fn denial(by: Option<&By>, reason: &'static str) -> Denial {
-    let policy = by.map(|by| by.resource.to_string().into());
-    Denial { policy, rule: by.and_then(|by| by.rule), reason }
-}
-
-fn named(by: &By) -> (Arc<str>, Option<u32>) {
-    (by.resource.to_string().into(), by.rule)
 }
 
 impl Dry {
