@@ -342,6 +342,11 @@ impl Facts {
         self.audit = (!audit.is_empty()).then_some(audit);
     }
 
+    /// Whether the application was: where requests are judged, by one of them.
+    fn has_reached(&self, requests_allowed: u64) -> bool {
+        if self.by_request { requests_allowed > 0 } else { self.established }
+    }
+
     fn would_deny(&self) -> Option<&str> {
         self.dry_run.as_deref().filter(|_| self.would_deny)
     }
@@ -381,8 +386,7 @@ impl Live {
     pub(super) fn tell_open(&self, add: &mut dyn FnMut(&Sight<'_>, Event<'_>)) {
         let facts = lock(&self.facts);
         let requests_allowed = self.requests_allowed.load(Ordering::Relaxed);
-        let reached = if facts.by_request { requests_allowed > 0 } else { facts.established };
-        if let Some(sight) = self.sight(&facts).filter(|_| reached) {
+        if let Some(sight) = self.sight(&facts).filter(|_| facts.has_reached(requests_allowed)) {
             add(&sight, Event::Open { requests_allowed, would_deny: facts.would_deny() });
         }
     }
@@ -409,18 +413,18 @@ impl Live {
         if let Some(reason) = facts.reason.filter(|_| facts.is_denied) {
             return Some(Denial { policy: facts.policy.clone(), rule: facts.rule, reason });
         }
-        let not_http = cause == Cause::NotHttp;
+        if cause == Cause::NotHttp {
+            return Some(Denial { policy: None, rule: None, reason: Cause::NotHttp.as_str() });
+        }
         let nothing = facts.by_request && self.requests_allowed.load(Ordering::Relaxed) == 0;
-        let no_http = || Denial { policy: None, rule: None, reason: Cause::NotHttp.as_str() };
-        if not_http { Some(no_http()) } else { facts.request_denial.clone().filter(|_| nothing) }
+        facts.request_denial.clone().filter(|_| nothing)
     }
 
     fn ended<'a>(&self, facts: &'a Facts, denial: Option<&'a Denial>) -> Event<'a> {
         let requests_allowed = self.requests_allowed.load(Ordering::Relaxed);
-        let reached = if facts.by_request { requests_allowed > 0 } else { facts.established };
         let outcome = match denial {
             Some(denial) => Outcome::Denied(denial),
-            None if reached => Outcome::Allowed,
+            None if facts.has_reached(requests_allowed) => Outcome::Allowed,
             None => Outcome::Unreached,
         };
         Event::Ended { outcome, requests_allowed, would_deny: facts.would_deny() }
