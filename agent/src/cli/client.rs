@@ -5,6 +5,8 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anyhow::Context;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +36,11 @@ pub(super) fn post_json(socket: &Path, path: &str, body: &str) -> Result<Value, 
     let length = body.len();
     let head = "Content-Type: application/json\r\n";
     send(socket, &format!("POST {path} HTTP/1.0\r\n{head}Content-Length: {length}\r\n\r\n{body}"))
+}
+
+/// What an answer says to those who know its form.
+pub(super) fn understood<T: DeserializeOwned>(answer: Value) -> anyhow::Result<T> {
+    serde_json::from_value(answer).context("the agent's answer is not understood; is it of this version?")
 }
 
 /// HTTP/1.0: the answer is not chunked, and ends with the connection.

@@ -412,17 +412,21 @@ impl Pods for Offline {
     }
 }
 
-/// A few names, and how many more there are.
 fn names<'a>(pods: impl Iterator<Item = &'a Workload>) -> String {
-    let mut all: Vec<String> = pods.map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect();
+    let few = first_names(pods, MANY);
+    if few.is_empty() { "none".into() } else { few }
+}
+
+/// `namespace/name` of so many, and how many more there are.
+pub fn first_names<'a>(pods: impl IntoIterator<Item = &'a Workload>, most: usize) -> String {
+    let mut all: Vec<String> =
+        pods.into_iter().map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect();
     all.sort();
-    let more = all.len().saturating_sub(MANY);
-    all.truncate(MANY);
-    let list = all.join(", ");
-    match (list.is_empty(), more) {
-        (true, _) => "none".into(),
-        (false, 0) => list,
-        (false, more) => format!("{list} and {more} more"),
+    let more = all.len().saturating_sub(most);
+    all.truncate(most);
+    match more {
+        0 => all.join(", "),
+        more => format!("{} and {more} more", all.join(", ")),
     }
 }
 

@@ -4,8 +4,6 @@ mod args;
 #[cfg(test)]
 mod tests;
 
-use anyhow::Context;
-
 use super::output::printable;
 use super::{Answer, client, output, why};
 use crate::discovery::ask::Offline;
@@ -32,7 +30,7 @@ fn read_files(args: &AnalyzeArgs) -> anyhow::Result<Report> {
 
 fn ask_agent(args: &AnalyzeArgs) -> anyhow::Result<Report> {
     let answer = client::ask(&args.place.socket()?, "GET", "/analyze", "")?;
-    serde_json::from_value(answer).context("the agent's answer is not understood; is it of this version?")
+    client::understood(answer)
 }
 
 fn told(report: &Report) -> String {

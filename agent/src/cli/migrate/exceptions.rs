@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use anyhow::Context;
 use clap::Args;
 
 use crate::cli::args::{Output, Place};
@@ -48,7 +47,7 @@ fn ask_agent(args: &ExceptionsArgs) -> anyhow::Result<Vec<Listed>> {
     // Wrapped, so that it ends with the same code as the other commands of a migration.
     let answer =
         client::ask(&args.place.socket()?, "GET", "/exceptions", "").map_err(|e| anyhow::anyhow!("{e}"))?;
-    serde_json::from_value(answer).context("the agent's answer is not understood; is it of this version?")
+    client::understood(answer)
 }
 
 fn told(all: &[Listed]) -> String {

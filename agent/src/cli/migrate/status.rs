@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use anyhow::Context;
 use clap::Args;
 
 use crate::cli::args::{Output, Place};
@@ -46,7 +45,7 @@ pub(super) fn run(args: &StatusArgs) -> anyhow::Result<Answer> {
 
 fn ask_agent(args: &StatusArgs) -> anyhow::Result<Vec<WorkloadPhase>> {
     let answer = client::ask(&args.place.socket()?, "GET", "/phases", "")?;
-    serde_json::from_value(answer).context("the agent's answer is not understood; is it of this version?")
+    client::understood(answer)
 }
 
 fn read_files(args: &StatusArgs) -> anyhow::Result<Vec<WorkloadPhase>> {

@@ -42,7 +42,7 @@ fn ask_agent(args: &WhyArgs, asked: &Asked) -> anyhow::Result<ask::Answer> {
     // Wrapped, so that an agent that is not there does not end in the exit code of a denial.
     let answer =
         client::post_json(&args.place.socket()?, "/why", &body).map_err(|e| anyhow::anyhow!("{e}"))?;
-    serde_json::from_value(answer).context("the agent's answer is not understood; is it of this version?")
+    client::understood(answer)
 }
 
 fn told(answer: &ask::Answer) -> String {

@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::target::Target;
-use crate::discovery::ask::Offline;
+use crate::discovery::ask::{Offline, first_names};
 use crate::discovery::manifest::Manifest;
 use crate::model::workload::{PodFacts, WorkloadMtls};
 use crate::model::{InboundAction, Workload};
@@ -233,17 +233,8 @@ fn who_decides(pods: &[Both<'_>]) -> String {
     by.into_iter().map(one).collect::<Vec<_>>().join("; ")
 }
 
-/// The first few.
 fn names<'a>(pods: impl IntoIterator<Item = &'a Workload>) -> String {
-    let mut all: Vec<String> =
-        pods.into_iter().map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect();
-    all.sort();
-    let more = all.len().saturating_sub(MANY);
-    all.truncate(MANY);
-    match more {
-        0 => all.join(", "),
-        more => format!("{} and {more} more", all.join(", ")),
-    }
+    first_names(pods, MANY)
 }
 
 const MANY: usize = 20;
