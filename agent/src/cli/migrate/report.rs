@@ -142,7 +142,7 @@ impl Report {
             for seen in &server.clients {
                 if !was_admitted(seen) {
                     let counts = seen.connections;
-                    summary.never_admitted.add(counts.denied + counts.unreached);
+                    summary.never_admitted.add(counts.denied.saturating_add(counts.unreached));
                     continue;
                 }
                 let judged = judge.judge(server, &policy, seen);
