@@ -12,7 +12,6 @@ use rcgen::{
     KeyUsagePurpose, PublicKeyData, SanType,
 };
 use rustls_pki_types::CertificateDer;
-use x509_parser::extensions::GeneralName;
 use zeroize::Zeroizing;
 
 use super::attest::PublicKeyPin;
@@ -200,12 +199,7 @@ pub fn make_intermediate(
     may_sign(&root, rotation.as_ref(), folder)?;
     Owner::check(folder, &[KEY, CHAIN, CERTIFICATE, ROOTS])?;
     let own = folder.join(CERTIFICATE);
-    if let Ok(old) = read_file(&own)
-        && let Ok(Some(stated)) = stated_domain(&old)
-        && stated != *domain
-    {
-        return Err(HierarchyError::OtherDomain { path: own, stated, asked: domain.clone() });
-    }
+    domain_of(read_file(&own).ok().as_ref().map(|pem| &pem[..]), &own, Some(domain))?;
     let roots = folder.join(ROOTS);
     match read_file(&roots) {
         Ok(held) => holds(&held, &root, &roots)?,
@@ -253,7 +247,8 @@ pub fn make_intermediate_in(
     let (root, place) = (Root::open(root, now)?, secret.shown());
     may_sign(&root, secret.record()?.as_ref(), &place)?;
     let (held, roots) = (secret.keys()?, place.join(ROOTS));
-    let domain = domain_of(&held, &place.join(CERTIFICATE), domain)?;
+    let own = held.get(CERTIFICATE).map(|pem| &pem[..]);
+    let domain = domain_of(own, &place.join(CERTIFICATE), domain)?;
     let held = held.get(ROOTS).ok_or_else(|| HierarchyError::unusable(&roots, "it is not there"))?;
     holds(held, &root, &roots)?;
     let made = Intermediate::make(&root, &domain, lifetime, now)?;
@@ -262,8 +257,12 @@ pub fn make_intermediate_in(
 }
 
 /// What the issuing certificate says, and the operator.
-fn domain_of(held: &Keys, path: &Path, asked: Option<&TrustDomain>) -> Result<TrustDomain, HierarchyError> {
-    let stated = match held.get(CERTIFICATE).map(|pem| stated_domain(pem)) {
+fn domain_of(
+    held: Option<&[u8]>,
+    path: &Path,
+    asked: Option<&TrustDomain>,
+) -> Result<TrustDomain, HierarchyError> {
+    let stated = match held.map(stated_domain) {
         Some(Ok(Some(stated))) => Ok(stated),
         Some(Ok(None)) => Err("names no trust domain".to_owned()),
         Some(Err(why)) => Err(format!("is unusable ({why})")),
@@ -354,19 +353,10 @@ fn authority(what: &str, below: u8, now: SystemTime, not_after: SystemTime) -> C
     params
 }
 
-/// The trust domain that an issuing certificate was made for. Those of others may not say.
+/// The trust domain that an issuing certificate in PEM was made for. Those of others may not say.
 pub fn stated_domain(pem: &[u8]) -> Result<Option<TrustDomain>, String> {
     let certificates = signing::certificates(pem)?;
-    let parsed = signing::parse(&certificates[0])?;
-    let names = parsed.subject_alternative_name().map_err(|e| e.to_string())?;
-    let mut domains =
-        names.iter().flat_map(|names| &names.value.general_names).filter_map(|name| match name {
-            GeneralName::URI(uri) => uri.strip_prefix("spiffe://"),
-            _ => None,
-        });
-    let domain =
-        domains.next().map(|text| text.parse().map_err(|e| format!("spiffe://{text}: {e}"))).transpose()?;
-    if domains.next().is_some() { Err("it names several SPIFFE IDs".into()) } else { Ok(domain) }
+    signing::stated_domain(&signing::parse(&certificates[0])?)
 }
 
 fn uri(domain: &TrustDomain) -> Result<SanType, rcgen::Error> {

@@ -14,11 +14,10 @@ use rcgen::PublicKeyData;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use x509_parser::certificate::X509Certificate;
-use x509_parser::extensions::ParsedExtension;
+use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::FromDer;
 use zeroize::Zeroizing;
 
-use super::hierarchy::stated_domain;
 use super::kubernetes::Keys;
 use super::rotation::{REVISION, read_revision};
 use crate::certs::FileError;
@@ -167,7 +166,7 @@ impl Signing {
         };
         let parsed = parse(own).map_err(|why| unusable(CERTIFICATE, why))?;
         // Another's certificate would sign for our domain all the same, as nothing in it limits that.
-        if let Ok(Some(stated)) = stated_domain(&files.certificate)
+        if let Ok(Some(stated)) = stated_domain(&parsed)
             && stated != *domain
         {
             let why =
@@ -286,6 +285,19 @@ pub(super) fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, S
         }
     });
     Ok(unique)
+}
+
+/// The trust domain that an issuing certificate was made for. Those of others may not say.
+pub(super) fn stated_domain(certificate: &X509Certificate<'_>) -> Result<Option<TrustDomain>, String> {
+    let names = certificate.subject_alternative_name().map_err(|e| e.to_string())?;
+    let mut domains =
+        names.iter().flat_map(|names| &names.value.general_names).filter_map(|name| match name {
+            GeneralName::URI(uri) => uri.strip_prefix("spiffe://"),
+            _ => None,
+        });
+    let domain =
+        domains.next().map(|text| text.parse().map_err(|e| format!("spiffe://{text}: {e}"))).transpose()?;
+    if domains.next().is_some() { Err("it names several SPIFFE IDs".into()) } else { Ok(domain) }
 }
 
 pub(super) fn parse<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, String> {
