@@ -7,11 +7,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::Flock;
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, CGROUP2_SUPER_MAGIC, FsType, statfs};
 
 use super::BpfError;
+use crate::sys::lock;
 
 /// Where bpffs is mounted by convention.
 const BPFFS: &str = "/sys/fs/bpf";
@@ -56,15 +57,8 @@ pub(super) fn ensure_bpffs(pin_root: &Path) -> Result<bool, BpfError> {
 /// Keeps other agents from mounting while it is held. None after a while: whoever else holds a lock on
 /// that folder must not keep an agent from starting.
 fn alone() -> Option<Flock<File>> {
-    let mut folder = File::open(Path::new(BPFFS).parent()?).ok()?;
-    for _ in 0..100 {
-        folder = match Flock::lock(folder, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => return Some(lock),
-            Err((folder, _)) => folder,
-        };
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    None
+    let folder = File::open(Path::new(BPFFS).parent()?).ok()?;
+    lock::within(Duration::from_secs(2), folder).ok()
 }
 
 /// Whether the folder, or where it would be made, lies on a bpffs.

@@ -4,15 +4,17 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use base64::Engine;
 use base64::alphabet;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STANDARD};
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::Flock;
 use rcgen::{KeyPair, PublicKeyData, SigningKey};
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs1KeyDer, PrivatePkcs8KeyDer, PrivateSec1KeyDer};
 use zeroize::{Zeroize, Zeroizing};
+
+use crate::sys::lock;
 
 /// A call on a file that failed.
 #[derive(Debug, thiserror::Error)]
@@ -125,23 +127,17 @@ pub(crate) fn private_key(pem: &[u8]) -> Result<Zeroizing<PrivateKeyDer<'static>
 pub(crate) fn lock_directory(directory: &Path) -> Result<Flock<File>, FileError> {
     let failed = |call, source| FileError { call, path: directory.to_owned(), source };
     fs::create_dir_all(directory).map_err(|e| failed("create", e))?;
-    let mut handle = File::open(directory).map_err(|e| failed("open", e))?;
-    let started = Instant::now();
-    loop {
-        match Flock::lock(handle, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => return Ok(lock),
-            Err((back, nix::Error::EWOULDBLOCK)) if started.elapsed() < LOCK_PATIENCE => handle = back,
-            Err((_, nix::Error::EWOULDBLOCK)) => {
-                let why = format!(
-                    "another process has held it for {} s: see who (lsof), and whether it hangs",
-                    LOCK_PATIENCE.as_secs()
-                );
-                return Err(failed("lock", io::Error::new(io::ErrorKind::WouldBlock, why)));
-            }
-            Err((_, e)) => return Err(failed("lock", e.into())),
+    let handle = File::open(directory).map_err(|e| failed("open", e))?;
+    lock::within(LOCK_PATIENCE, handle).map_err(|e| match e {
+        nix::Error::EWOULDBLOCK => {
+            let why = format!(
+                "another process has held it for {} s: see who (lsof), and whether it hangs",
+                LOCK_PATIENCE.as_secs()
+            );
+            failed("lock", io::Error::new(io::ErrorKind::WouldBlock, why))
         }
-        std::thread::sleep(Duration::from_millis(20));
-    }
+        e => failed("lock", e.into()),
+    })
 }
 
 const LOCK_PATIENCE: Duration = Duration::from_secs(30);

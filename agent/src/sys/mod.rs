@@ -2,6 +2,7 @@
 //! news of files.
 
 pub mod diag;
+pub(crate) mod lock;
 pub mod netlink;
 pub mod netns;
 pub mod socket;
