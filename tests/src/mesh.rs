@@ -82,6 +82,18 @@ impl Service {
 }
 
 impl Mesh {
+    /// What [`Mesh::of_four`] describes, with the node of each.
+    pub const FOUR: [(&str, &str); 4] = [("alice", "n1"), ("bob", "n1"), ("guest", "n1"), ("server", "n2")];
+
+    /// Two meshed clients and one that is not, on one node, and on the other a server.
+    pub fn of_four() -> Self {
+        Self::default()
+            .meshed("alice", "alice")
+            .meshed("bob", "bob")
+            .meshed("server", "server")
+            .plain("guest")
+    }
+
     /// Adds a meshed pod with this service account.
     pub fn meshed(mut self, pod: &str, service_account: &str) -> Self {
         self.workloads.push(Workload::new(pod, service_account, true));

@@ -43,13 +43,8 @@ struct Shop {
 
 impl World for Shop {
     fn build() -> Result<Self> {
-        let pods = [("alice", "n1"), ("bob", "n1"), ("guest", "n1"), ("server", "n2")];
-        let mesh = Mesh::default()
-            .meshed("alice", "alice")
-            .meshed("bob", "bob")
-            .meshed("server", "server")
-            .plain("guest");
-        let cluster = Cluster::start(&pods, mesh.clone())?;
+        let mesh = Mesh::of_four();
+        let cluster = Cluster::start(&Mesh::FOUR, mesh.clone())?;
         let web = Server::start(cluster.ns("server"), WEB, http::serve("an order"))?;
         let sockets = Server::start(cluster.ns("server"), SOCKETS, http::upgrade)?;
         let calls = Server::start(cluster.ns("server"), CALLS, grpc::serve)?;

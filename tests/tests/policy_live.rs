@@ -38,13 +38,8 @@ struct Office {
 
 impl World for Office {
     fn build() -> Result<Self> {
-        let pods = [("alice", "n1"), ("bob", "n1"), ("guest", "n1"), ("server", "n2")];
-        let mesh = Mesh::default()
-            .meshed("alice", "alice")
-            .meshed("bob", "bob")
-            .meshed("server", "server")
-            .plain("guest");
-        let cluster = Cluster::start(&pods, mesh.clone())?;
+        let mesh = Mesh::of_four();
+        let cluster = Cluster::start(&Mesh::FOUR, mesh.clone())?;
         let app = Server::start(cluster.ns("server"), APP, server::echo)?;
         Ok(Self { cluster, app, mesh })
     }

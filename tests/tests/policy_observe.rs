@@ -35,14 +35,9 @@ struct Move {
 
 impl World for Move {
     fn build() -> Result<Self> {
-        let pods = [("alice", "n1"), ("bob", "n1"), ("guest", "n1"), ("server", "n2")];
-        let mut mesh = Mesh::default()
-            .meshed("alice", "alice")
-            .meshed("bob", "bob")
-            .meshed("server", "server")
-            .plain("guest");
+        let mut mesh = Mesh::of_four();
         mesh.workload("server").labels = vec!["app: server".into()];
-        let cluster = Cluster::start(&pods, mesh.clone())?;
+        let cluster = Cluster::start(&Mesh::FOUR, mesh.clone())?;
         let app = Server::start(cluster.ns("server"), APP, server::echo)?;
         Ok(Self { cluster, _app: app, mesh })
     }

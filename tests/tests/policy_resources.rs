@@ -47,14 +47,9 @@ struct Office {
 
 impl World for Office {
     fn build() -> Result<Self> {
-        let pods = [("alice", "n1"), ("bob", "n1"), ("guest", "n1"), ("server", "n2")];
-        let mut mesh = Mesh::default()
-            .meshed("alice", "alice")
-            .meshed("bob", "bob")
-            .meshed("server", "server")
-            .plain("guest");
+        let mut mesh = Mesh::of_four();
         mesh.workload("server").labels = vec!["app: server".into()];
-        let cluster = Cluster::start(&pods, mesh.clone())?;
+        let cluster = Cluster::start(&Mesh::FOUR, mesh.clone())?;
         let app = |port| Server::start(cluster.ns("server"), port, server::echo);
         let apps = [app(APP)?, app(SIDE)?];
         Ok(Self { cluster, apps, mesh })
